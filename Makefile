@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint fast results clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cflows needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Trains a discrete and a continuous model on the digits and compares them; typed again, it goes on where it stopped.
+demo: $(VENV)/.installed
+	$(BIN)/python train.py configs/digits/real_nvp.toml --run-dir runs/demo/real_nvp --resume
+	$(BIN)/python train.py configs/digits/vp_sde.toml --run-dir runs/demo/vp_sde --resume
+	$(BIN)/python compare.py runs/demo/real_nvp runs/demo/vp_sde --out runs/demo
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+# Without the slow tests.
+fast: $(VENV)/.installed
+	$(BIN)/pytest -m 'not slow'
+
+# Longer trainings and measurements; each leaves docs/results/<name>.json, from which the tables of the docs are made.
+results: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) runs
