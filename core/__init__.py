@@ -1,0 +1,20 @@
+"""Bottom layer: densities, bases, divergences and units. Imports torch, einops and jaxtyping only."""
+
+from core.bases import DiagonalNormal, GaussianMixture, StandardLogistic, StandardNormal, StandardUniform
+from core.density import DensityModel, LikelihoodEstimate
+from core.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
+from core.units import bits_per_dim
+
+__all__ = [
+    "DensityModel",
+    "DiagonalNormal",
+    "ExactDivergence",
+    "GaussianMixture",
+    "HutchPlusPlus",
+    "Hutchinson",
+    "LikelihoodEstimate",
+    "StandardLogistic",
+    "StandardNormal",
+    "StandardUniform",
+    "bits_per_dim",
+]

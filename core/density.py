@@ -1,0 +1,102 @@
+"""What both sides, discrete and continuous, implement and return."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from core.shapes import as_event_shape
+
+Kind = Literal["exact", "estimate", "bound"]
+
+# What every density model takes and returns; `context` broadcasts to the batch shape.
+Values = Shaped[Tensor, "..."]  # (*batch, *event)
+Nats = Float[Tensor, "..."]  # (*batch,)
+Context = Float[Tensor, "*b features"] | None
+Rng = torch.Generator | None
+
+
+def weakest(*kinds: Kind) -> Kind:
+    """What a number made of several parts may call itself: a bound if any part is one, else an estimate, else exact."""
+    rank: list[Kind] = ["exact", "estimate", "bound"]
+    return max(kinds, key=rank.index)
+
+
+@dataclass(frozen=True)
+class LikelihoodEstimate:
+    """A log-likelihood and how wrong it can be, each field `(*batch,)` or None.
+
+    Attributes:
+        log_prob: log-density in nats, in the space of the data handed in.
+        std_error: standard error of `log_prob` from random trace probes, nats; NaN where one probe cannot tell.
+        solver_error: size of the error of the numerical solve, nats.
+        truncation: first-order estimate of log p_0(x) - log_prob for a solve that stops short of t = 0, nats.
+        kind: `exact`, `estimate` (random, unbiased up to the solver) or `bound` (from below, on integer data).
+        nfe: calls of the vector field that the number took.
+    """
+
+    log_prob: Float[Tensor, "*batch"]
+    std_error: Float[Tensor, "*batch"] | None = None
+    solver_error: Float[Tensor, "*batch"] | None = None
+    truncation: Float[Tensor, "*batch"] | None = None
+    kind: Kind = "exact"
+    nfe: Shaped[Tensor, "*batch"] | None = None
+
+    @classmethod
+    def exact(cls, log_prob: Tensor) -> "LikelihoodEstimate":
+        """A closed-form log-density: every error is zero."""
+        zero = torch.zeros_like(log_prob)
+        return cls(log_prob, zero, zero, zero, "exact", torch.zeros_like(log_prob, dtype=torch.long))
+
+    def shifted(self, log_det: Tensor, *, kind: Kind = "exact") -> "LikelihoodEstimate":
+        """The estimate for x where z = f(x): log p(x) = log p(z) + log|det dz/dx|; errors pass through unchanged."""
+        return replace(self, log_prob=self.log_prob + log_det, kind=weakest(self.kind, kind))
+
+    def reshape(self, batch_shape: Sequence[int]) -> "LikelihoodEstimate":
+        """The same rows under another batch shape."""
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        shaped: dict[str, Any] = {name: value.reshape(tuple(batch_shape)) for name, value in tensors.items()}
+        return replace(self, **shaped)
+
+
+class DensityModel(nn.Module, abc.ABC):
+    """A normalized density over `event_shape` that is evaluated and sampled.
+
+    Every model takes any leading batch shape, none included. `context` broadcasts to the batch shape with its features
+    last.
+
+    Args:
+        event_shape: shape of one event; an int is a vector.
+    """
+
+    anchor: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        # Follows .to() and .double(): models without parameters draw on the right device and in the right dtype.
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)
+
+    @abc.abstractmethod
+    def log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> Nats:
+        """Log-density log p(x | context) in nats, `(*batch,)`."""
+
+    @abc.abstractmethod
+    def estimate_log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> LikelihoodEstimate:
+        """Log-density with its errors; `log_prob` is its first field alone."""
+
+    @abc.abstractmethod
+    def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
+        """Draws `(*shape, *event)` without gradient; `context` broadcasts to `(*shape, features)`."""
+
+
+class ExactDensity(DensityModel, abc.ABC):
+    """A density in closed form: its estimate is its log-density with zero errors."""
+
+    def estimate_log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> LikelihoodEstimate:
+        """Log-density in nats with every error zero."""
+        return LikelihoodEstimate.exact(self.log_prob(x, context, generator=generator))
