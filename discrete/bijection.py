@@ -1,0 +1,131 @@
+"""Invertible maps with their log-determinants: the contract, composition and inversion."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from core.density import Kind, Rng, weakest
+from core.shapes import as_event_shape
+
+Events = Shaped[Tensor, "rows ..."]  # (rows, *event)
+Context = Float[Tensor, "rows features"] | None
+Mapped = tuple[Float[Tensor, "rows ..."], Float[Tensor, " rows"]]  # the image, and the log-det of this direction, nats
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What one direction of a bijection costs and whether its log-determinant is exact.
+
+    Attributes:
+        passes: sequential network evaluations it takes.
+        kind: `exact`, `estimate` or `bound`, for the log-determinant.
+    """
+
+    passes: int = 1
+    kind: Kind = "exact"
+
+    def __add__(self, other: "Direction") -> "Direction":
+        return Direction(self.passes + other.passes, weakest(self.kind, other.kind))
+
+
+class Bijection(nn.Module, abc.ABC):
+    """An invertible map z = f(x) between events, data to noise.
+
+    Both directions return the log-determinant of the map just called, always `(rows,)`, so that the two are each
+    other's negative at the same point. Rows never mix.
+
+    Args:
+        event_shape: shape of one event x on the data side; an int is a vector.
+        latent_shape: shape of z on the noise side; the event shape where omitted.
+    """
+
+    forward_direction: Direction = Direction()
+    inverse_direction: Direction = Direction()
+
+    def __init__(self, event_shape: int | Sequence[int], *, latent_shape: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        self.latent_shape = self.event_shape if latent_shape is None else as_event_shape(latent_shape)
+
+    @abc.abstractmethod
+    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """Data to noise: z = f(x), and log|det dz/dx| in nats, `(rows,)`."""
+
+    @abc.abstractmethod
+    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """Noise to data: x = f⁻¹(z), and log|det dx/dz| in nats, `(rows,)`."""
+
+
+class Compose(Bijection):
+    """f = f_n ∘ ... ∘ f_1: bijections in the order in which data meet them; log-determinants add.
+
+    Checked by tests/contracts/bijections.py.
+
+    Args:
+        bijections: one or more, the latent shape of each the event shape of the next.
+
+    Raises:
+        ValueError: no bijection, or two neighbours whose shapes do not fit.
+    """
+
+    def __init__(self, *bijections: Bijection) -> None:
+        if not bijections:
+            raise ValueError("Compose needs at least one bijection, but none was given.")
+        for i, (first, second) in enumerate(pairwise(bijections)):
+            if first.latent_shape != second.event_shape:
+                raise ValueError(
+                    f"Compose cannot join bijection {i} ({type(first).__name__}), which gives events of shape "
+                    f"{tuple(first.latent_shape)}, to {type(second).__name__}, which takes {tuple(second.event_shape)}."
+                )
+        super().__init__(bijections[0].event_shape, latent_shape=bijections[-1].latent_shape)
+        self.bijections = nn.ModuleList(bijections)
+        self.forward_direction = sum((b.forward_direction for b in bijections), Direction(0))
+        self.inverse_direction = sum((b.inverse_direction for b in bijections), Direction(0))
+
+    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """Applies f_1 first."""
+        log_dets = []
+        for bijection in self.bijections:
+            x, log_det = bijection(x, context, generator=generator)
+            log_dets.append(log_det)
+        return x, reduce(torch.add, log_dets)
+
+    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """Applies f_n⁻¹ first."""
+        log_dets = []
+        for bijection in reversed(list(self.bijections)):
+            z, log_det = bijection.inverse(z, context, generator=generator)  # type: ignore[operator]
+            log_dets.append(log_det)
+        return z, reduce(torch.add, log_dets)
+
+
+class Inverse(Bijection):
+    """f⁻¹ as a bijection of its own: forward and inverse swapped.
+
+    Checked by tests/contracts/bijections.py.
+
+    Raises:
+        ValueError: the bijection is a surjection such as `Dequantization`, which has no inverse of this kind.
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        if bijection.forward_direction.kind == "bound":
+            raise ValueError(f"Inverse takes a bijection, but {type(bijection).__name__} is a surjection.")
+        super().__init__(bijection.latent_shape, latent_shape=bijection.event_shape)
+        self.bijection = bijection
+        self.forward_direction = bijection.inverse_direction
+        self.inverse_direction = bijection.forward_direction
+
+    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """The inverse of the wrapped bijection."""
+        return self.bijection.inverse(x, context, generator=generator)
+
+    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """The forward of the wrapped bijection."""
+        return self.bijection(z, context, generator=generator)

@@ -1,0 +1,1 @@
+"""Bijections, one family a file."""

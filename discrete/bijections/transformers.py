@@ -1,0 +1,68 @@
+"""Elementwise invertible maps whose parameters a conditioner network gives."""
+
+import abc
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Features = Float[Tensor, "rows n"]
+Parameters = Float[Tensor, "rows n k"]
+Elementwise = tuple[Features, Features]  # the image, and the log-derivative of this direction
+
+
+class Transformer(abc.ABC):
+    """z = τ(x; θ) for each feature on its own, with log dz/dx."""
+
+    parameters_per_feature: int
+
+    @abc.abstractmethod
+    def forward(self, x: Features, theta: Parameters) -> Elementwise:
+        """Z and log dz/dx, each `(rows, n)`."""
+
+    @abc.abstractmethod
+    def inverse(self, z: Features, theta: Parameters) -> Elementwise:
+        """X and log dx/dz, each `(rows, n)`."""
+
+
+class AdditiveTransformer(Transformer):
+    """z = x + t, log dz/dx = 0."""
+
+    parameters_per_feature = 1
+
+    def forward(self, x: Features, theta: Parameters) -> Elementwise:
+        """Z = x + t."""
+        return x + theta[..., 0], torch.zeros_like(x)
+
+    def inverse(self, z: Features, theta: Parameters) -> Elementwise:
+        """X = z - t."""
+        return z - theta[..., 0], torch.zeros_like(z)
+
+
+class AffineTransformer(Transformer):
+    """z = x exp(s) + t with s = B tanh(a/B): softly and symmetrically bounded, identity at θ = 0.
+
+    Args:
+        log_scale_bound: B > 0, so that every scale lies within exp(±B).
+    """
+
+    parameters_per_feature = 2
+
+    def __init__(self, *, log_scale_bound: float = 3.0) -> None:
+        if not log_scale_bound > 0:
+            raise ValueError(f"log_scale_bound must be positive, but is {log_scale_bound}.")
+        self.log_scale_bound = log_scale_bound
+
+    def forward(self, x: Features, theta: Parameters) -> Elementwise:
+        """Z = x exp(s) + t."""
+        s, t = self._unpack(theta)
+        return x * s.exp() + t, s
+
+    def inverse(self, z: Features, theta: Parameters) -> Elementwise:
+        """X = (z - t) exp(-s)."""
+        s, t = self._unpack(theta)
+        return (z - t) * torch.exp(-s), -s
+
+    def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        a, t = theta.unbind(-1)
+        return self.log_scale_bound * torch.tanh(a / self.log_scale_bound), t

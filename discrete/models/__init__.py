@@ -1,0 +1,1 @@
+"""Flows as published, one paper a file."""
