@@ -1,0 +1,1 @@
+"""Continuous models as published, one paper a file."""

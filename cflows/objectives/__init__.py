@@ -1,0 +1,1 @@
+"""Training objectives of score models, one family a file."""

@@ -1,0 +1,268 @@
+"""Noising processes dx = f(x, t) dt + g(t) dw from data (t = 0) to noise (t = 1), linear in x, all in closed form.
+
+Given x_0 each has a Gaussian marginal x_t ~ N(α(t) x_0, σ(t)² I), the scale and std of `marginal`. They satisfy
+α' = a α and (σ²)' = 2 a σ² + g² for the drift f = a(t) x. Therefore g² = -σ² dλ/dt for every one of them, with the
+log-SNR λ = log(α²/σ²): the likelihood weighting is uniform in λ.
+
+References:
+    Song et al., "Score-based generative modeling through stochastic differential equations", 2021, section 3.4, app. B.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.bases import Base, DiagonalNormal, StandardNormal
+from core.shapes import align
+
+Rows = Float[Tensor, "rows ..."]
+Time = Float[Tensor, "*rows"]  # 0-dimensional or (rows,), within [0, 1]
+Score = Callable[[Tensor, Tensor], Tensor]  # score(x, t) like x
+
+
+class SDE(abc.ABC):
+    """A noising process; `t` is 0-dimensional or `(rows,)`, within [0, 1]."""
+
+    @abc.abstractmethod
+    def drift(self, x: Rows, t: Time) -> Rows:
+        """f(x, t), like `x`."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: Time) -> Time:
+        """g(t), like `t`."""
+
+    @abc.abstractmethod
+    def marginal(self, t: Time) -> tuple[Time, Time]:
+        """(scale, std) of x_t | x_0 ~ N(scale x_0, std² I), each like `t`."""
+
+    @abc.abstractmethod
+    def prior(self, event_shape: int | Sequence[int]) -> Base:
+        """Distribution of x_1 that sampling starts from."""
+
+    @abc.abstractmethod
+    def log_snr(self, t: Time) -> Time:
+        """λ(t) = log(scale²/std²), the log signal-to-noise ratio, which falls with t."""
+
+    @abc.abstractmethod
+    def time(self, log_snr: Time) -> Time:
+        """The t with this log-SNR."""
+
+
+@dataclass(frozen=True)
+class _LinearBeta:
+    """β(t) = β_min + t (β_max - β_min) and its integral B(t)."""
+
+    beta_min: float
+    beta_max: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(f"beta needs 0 < beta_min < beta_max, but they are {self.beta_min} and {self.beta_max}.")
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
+
+    def inverse_integral(self, b: Tensor) -> Tensor:
+        # The root of the quadratic in the form that keeps its digits as b → 0.
+        slope = self.beta_max - self.beta_min
+        return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
+
+
+@dataclass(frozen=True)
+class VPSDE(SDE):
+    """dx = -½ β(t) x dt + √β(t) dw: α = exp(-B/2), σ² = 1 - exp(-B), B(t) = ∫β.
+
+    References:
+        Song et al., 2021, eq. 11, 32, 33.
+
+    Checked by tests/contracts/sdes.py (moment equations) and tests/cflows/test_sde.py (published values).
+
+    Attributes:
+        beta_min: β(0) > 0.
+        beta_max: β(1) > β(0).
+
+    Example:
+        >>> scale, std = VPSDE().marginal(torch.tensor(0.5))
+        >>> round(scale.item(), 4), round(std.item(), 4)
+        (0.2812, 0.9597)
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _ = self._schedule
+
+    @property
+    def _schedule(self) -> _LinearBeta:
+        return _LinearBeta(self.beta_min, self.beta_max)
+
+    def drift(self, x: Rows, t: Time) -> Rows:
+        """-½ β(t) x."""
+        return -0.5 * align(self._schedule.beta(t), x) * x
+
+    def diffusion(self, t: Time) -> Time:
+        """√β(t)."""
+        return self._schedule.beta(t).sqrt()
+
+    def marginal(self, t: Time) -> tuple[Time, Time]:
+        """exp(-B/2) and √(1 - exp(-B))."""
+        b = self._schedule.integral(t)
+        return torch.exp(-0.5 * b), torch.sqrt(-torch.expm1(-b))
+
+    def prior(self, event_shape: int | Sequence[int]) -> Base:
+        """N(0, I)."""
+        return StandardNormal(event_shape)
+
+    def log_snr(self, t: Time) -> Time:
+        """-log(exp(B) - 1)."""
+        return -torch.log(torch.expm1(self._schedule.integral(t)))
+
+    def time(self, log_snr: Time) -> Time:
+        """B = log(1 + exp(-λ)), then t."""
+        return self._schedule.inverse_integral(F.softplus(-log_snr))
+
+
+@dataclass(frozen=True)
+class SubVPSDE(SDE):
+    """dx = -½ β(t) x dt + √(β(t)(1 - exp(-2B))) dw: α = exp(-B/2), σ = 1 - exp(-B).
+
+    References:
+        Song et al., 2021, eq. 12, 29.
+
+    Checked by tests/contracts/sdes.py (moment equations) and tests/cflows/test_sde.py (published values).
+
+    Attributes:
+        beta_min: β(0) > 0.
+        beta_max: β(1) > β(0).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _ = self._schedule
+
+    @property
+    def _schedule(self) -> _LinearBeta:
+        return _LinearBeta(self.beta_min, self.beta_max)
+
+    def drift(self, x: Rows, t: Time) -> Rows:
+        """-½ β(t) x."""
+        return -0.5 * align(self._schedule.beta(t), x) * x
+
+    def diffusion(self, t: Time) -> Time:
+        """√(β(t)(1 - exp(-2B)))."""
+        return torch.sqrt(self._schedule.beta(t) * -torch.expm1(-2 * self._schedule.integral(t)))
+
+    def marginal(self, t: Time) -> tuple[Time, Time]:
+        """exp(-B/2) and 1 - exp(-B)."""
+        b = self._schedule.integral(t)
+        return torch.exp(-0.5 * b), -torch.expm1(-b)
+
+    def prior(self, event_shape: int | Sequence[int]) -> Base:
+        """N(0, I)."""
+        return StandardNormal(event_shape)
+
+    def log_snr(self, t: Time) -> Time:
+        """-2 log(1 - exp(-B)) - B."""
+        b = self._schedule.integral(t)
+        return -2 * torch.log(-torch.expm1(-b)) - b
+
+    def time(self, log_snr: Time) -> Time:
+        """2 sinh(B/2) = exp(-λ/2), then t."""
+        return self._schedule.inverse_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
+
+
+@dataclass(frozen=True)
+class VESDE(SDE):
+    """dx = g(t) dw with g² = d[s²]/dt, s(t) = σ_min (σ_max/σ_min)^t: α = 1, σ² = s(t)² - σ_min².
+
+    References:
+        Song et al., 2021, eq. 9, 30. Their code takes s(t) itself for σ(t), as if data came with noise σ_min; that is
+        the option `convention`, whose score the transition of the SDE does not satisfy.
+
+    Checked by tests/contracts/sdes.py (moment equations) and tests/cflows/test_sde.py (published values).
+
+    Attributes:
+        sigma_min: σ_min > 0.
+        sigma_max: σ_max > σ_min, of the order of the largest distance between two data points.
+        transition: `exact` or `convention`.
+
+    Example:
+        >>> round(VESDE().marginal(torch.tensor(1.0))[1].item(), 4)
+        50.0
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    transition: Literal["exact", "convention"] = "exact"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"VESDE needs 0 < sigma_min < sigma_max, but they are {self.sigma_min} and {self.sigma_max}."
+            )
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def drift(self, x: Rows, t: Time) -> Rows:
+        """Zero."""
+        return torch.zeros_like(x)
+
+    def diffusion(self, t: Time) -> Time:
+        """s(t) √(2 log(σ_max/σ_min))."""
+        return self.sigma_min * torch.exp(t * self._log_ratio) * math.sqrt(2 * self._log_ratio)
+
+    def marginal(self, t: Time) -> tuple[Time, Time]:
+        """1 and √(s(t)² - σ_min²), or s(t) under the convention."""
+        if self.transition == "convention":
+            return torch.ones_like(t), self.sigma_min * torch.exp(t * self._log_ratio)
+        return torch.ones_like(t), self.sigma_min * torch.sqrt(torch.expm1(2 * t * self._log_ratio))
+
+    def prior(self, event_shape: int | Sequence[int]) -> Base:
+        """N(0, σ(1)² I), fixed."""
+        _, std = self.marginal(torch.ones((), dtype=torch.float64))
+        return DiagonalNormal(event_shape, scale=std.item(), learnable=False)
+
+    def log_snr(self, t: Time) -> Time:
+        """-log σ(t)²."""
+        return -2 * self.marginal(t)[1].log()
+
+    def time(self, log_snr: Time) -> Time:
+        """The t with log σ(t)² = -λ."""
+        relative = -log_snr - 2 * math.log(self.sigma_min)  # log(σ²/σ_min²)
+        if self.transition == "convention":
+            return relative / (2 * self._log_ratio)
+        return F.softplus(relative) / (2 * self._log_ratio)
+
+
+def reverse_drift(score: Score, sde: SDE, x: Rows, t: Time) -> Rows:
+    """f(x, t) - g(t)² ∇ log p_t(x): drift of the same process run backwards (Anderson, 1982; Song et al., eq. 6)."""
+    return sde.drift(x, t) - align(sde.diffusion(t).square(), x) * score(x, t)
+
+
+def probability_flow(score: Score, sde: SDE) -> Score:
+    """v(x, t) = f(x, t) - ½ g(t)² ∇ log p_t(x): the ODE with the marginals of the SDE (Song et al., 2021, eq. 13).
+
+    The ½ is what some lecture slides drop.
+
+    Checked by tests/cflows/test_probability_flow.py.
+    """
+
+    def velocity(x: Rows, t: Time) -> Rows:
+        return sde.drift(x, t) - 0.5 * align(sde.diffusion(t).square(), x) * score(x, t)
+
+    return velocity
