@@ -1,0 +1,152 @@
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from experiment.errors import UserError
+
+Layout = Literal["flat", "image"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows that a model is fitted to (train), tuned on (validation) and judged by (test).
+
+    Every value is finite, no split is empty and the three have one event shape: construction checks it.
+
+    Attributes:
+        name: what tables and error messages call the data.
+        train: rows for the optimiser, (rows, *event) float32.
+        validation: rows for early stopping and choices, (rows, *event) float32.
+        test: rows for the reported likelihood, (rows, *event) float32.
+        bins: number of levels of integer data, whose values are the whole numbers 0..bins-1; None for continuous data.
+        image_shape: (height, width) to draw a flattened row as an image.
+        entropy_nats: differential entropy of the source, the best reachable test loss, where it is known.
+
+    Raises:
+        UserError: a split is empty or has another event shape, or a value is not finite or not one of the levels.
+
+    Example:
+        >>> Dataset("pairs", train=torch.zeros(8, 2), validation=torch.zeros(1, 2), test=torch.ones(1, 2)).event_shape
+        torch.Size([2])
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    bins: int | None = None
+    image_shape: tuple[int, ...] | None = None
+    entropy_nats: float | None = None
+
+    def __post_init__(self) -> None:
+        for split, x in {"training": self.train, "validation": self.validation, "test": self.test}.items():
+            if len(x) == 0:
+                raise UserError(f"{self.name}: the {split} split is empty; it needs at least one row.")
+            if x.shape[1:] != self.event_shape:
+                raise UserError(
+                    f"{self.name}: the {split} rows have shape {tuple(x.shape[1:])} and the training rows "
+                    f"{tuple(self.event_shape)}; all splits need the same."
+                )
+            check_finite(x, name=self.name, where=f" of the {split} split")
+            if self.bins is not None:
+                _check_levels(x, self.bins, name=self.name, where=f" of the {split} split")
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one row."""
+        return self.train.shape[1:]
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 of the test rows: two runs compare only on equal test rows.
+
+        Rows are hashed flattened, because a density does not change when its event is reshaped: the same images as
+        vectors and as (channels, height, width) have the same fingerprint.
+        """
+        rows = self.test.flatten(1).cpu().contiguous()
+        return hashlib.sha256(str(tuple(rows.shape)).encode() + rows.numpy().tobytes()).hexdigest()[:16]
+
+
+def check_finite(x: Tensor, *, name: str, where: str = "") -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        x: values, (rows, *event).
+        name: what the message calls the data.
+        where: which part of the data the rows count in, put after the row's number.
+
+    Raises:
+        UserError: names the first row and column that hold such a value.
+    """
+    _refuse(~x.isfinite(), x, name=name, where=where, remedy="remove the row or fill it in")
+
+
+def split_rows(
+    x: Tensor, *, validation: int | float, test: int | float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split at random into train, validation and test; the training split takes what the others leave.
+
+    Args:
+        x: rows, (rows, *event).
+        validation: a float is a fraction of the rows, an int a number of rows.
+        test: as `validation`.
+        generator: source of the random order.
+
+    Returns:
+        The training, validation and test rows.
+
+    Raises:
+        UserError: one of the three splits would be empty.
+
+    Example:
+        >>> parts = split_rows(torch.arange(10), validation=0.1, test=2, generator=torch.Generator().manual_seed(0))
+        >>> [len(part) for part in parts]
+        [7, 1, 2]
+    """
+    counts = [round(part * len(x)) if isinstance(part, float) else part for part in (validation, test)]
+    sizes = [len(x) - sum(counts), *counts]
+    if min(sizes) < 1:
+        raise UserError(
+            f"validation={validation} and test={test} cut {len(x)} rows into {sizes[0]} for training, {sizes[1]} for "
+            f"validation and {sizes[2]} for test; each needs at least one."
+        )
+    order = torch.randperm(len(x), generator=generator)
+    return x[order[: sizes[0]]], x[order[sizes[0] : sizes[0] + sizes[1]]], x[order[sizes[0] + sizes[1] :]]
+
+
+def lay_out(images: Tensor, layout: Layout) -> Tensor:
+    """Grey images as rows of a dataset.
+
+    Args:
+        images: (rows, height, width).
+        layout: "flat" for vectors, "image" for one channel.
+
+    Returns:
+        (rows, height * width) or (rows, 1, height, width).
+
+    Raises:
+        UserError: the layout is neither.
+    """
+    if layout == "flat":
+        return images.flatten(1)
+    if layout == "image":
+        return images.unsqueeze(1)
+    raise UserError(f'layout: found "{layout}"; use "flat" or "image".')
+
+
+def _check_levels(x: Tensor, bins: int, *, name: str, where: str) -> None:
+    """Refuse what is not a whole number from 0 to bins-1."""
+    remedy = f"data with {bins} levels hold whole numbers from 0 to {bins - 1}"
+    _refuse((x != x.floor()) | (x < 0) | (x >= bins), x, name=name, where=where, remedy=remedy)
+
+
+def _refuse(bad: Tensor, x: Tensor, *, name: str, where: str, remedy: str) -> None:
+    """Raise a UserError about the first value of `x` that is `bad`, if there is one."""
+    if bad.any():
+        row, *event = bad.nonzero()[0].tolist()
+        column = event[0] if len(event) == 1 else tuple(event)
+        value = x[(row, *event)].item()
+        raise UserError(f"{name}: row {row}{where} holds {value} in column {column}; {remedy}.")
