@@ -1,0 +1,176 @@
+"""The training loop: the same for both sides, exact to the bit when it goes on from a checkpoint."""
+
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiment.build import load_data, parameter_count
+from experiment.config import Config
+from experiment.device import resolve_device
+from experiment.errors import NumericalError, UserError
+from experiment.files import load_checkpoint, save_checkpoint
+from experiment.metrics import MetricsLog
+from experiment.run import Run, create_run, first_difference, open_run
+from experiment.threads import set_threads
+from experiment.trainer import Trainer
+
+# A crash loses at most the steps of this time.
+CHECKPOINT_SECONDS = 20.0
+
+
+def train(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    data_root: str | Path = "data",
+    resume: bool = False,
+    device: str = "auto",
+    threads: int = 0,
+    tensorboard: bool = False,
+    progress_bar: bool = False,
+) -> Run:
+    """Trains one experiment into a run folder.
+
+    Args:
+        config: the experiment.
+        run_dir: its folder; made where it does not exist.
+        data_root: folder of the data files.
+        resume: go on from the folder's last checkpoint; starts afresh where there is none.
+        device: `cpu`, `cuda` or `auto`.
+        threads: CPU threads, 0 for as many as the process may use.
+        tensorboard: also write TensorBoard events.
+        progress_bar: show progress on the terminal.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: data, folder or checkpoint that do not fit.
+        NumericalError: a loss or gradient that is not finite.
+    """
+    set_threads(threads)
+    place = resolve_device(device)
+    run_dir, data_root = Path(run_dir), Path(data_root)
+    saved = _saved_state(run_dir, config, resume=resume)
+    dataset = load_data(config.data, data_root)
+    trainer = Trainer(config, dataset, device=place)
+    run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
+    if saved is not None:
+        try:
+            trainer.load_state(saved)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"checkpoint {run.last} does not fit this version of the model: {error}.") from error
+    with MetricsLog(run.metrics, after=trainer.progress.step, tensorboard=tensorboard) as log:
+        _loop(trainer, run, log, progress_bar=progress_bar)
+    return run
+
+
+def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) -> None:
+    config, progress = trainer.config.train, trainer.progress
+    bar = tqdm(total=config.steps, initial=progress.step, desc=run.name, unit="step", disable=not progress_bar)
+    watch = _Watch(trainer.device)
+    started = saved = time.monotonic()
+    offset = progress.seconds
+    while not progress.finished:
+        watch.add(progress.step + 1, *trainer.step())
+        bar.update()
+        progress.seconds = offset + time.monotonic() - started
+        ends = progress.step >= config.steps
+        if progress.step % config.log_every == 0 or ends:
+            loss, norm = watch.read()
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            log.write(progress.step, {f"train_{trainer.built.objective.metric}": loss, "gradient_norm": norm, "lr": lr})
+        if progress.step % config.validate_every == 0 or ends:
+            watch.check()
+            _validate(trainer, run, log, bar)
+            progress.finished = ends or 0 < config.patience <= progress.stale
+        if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            watch.check()
+            save_checkpoint(run.last, trainer.state())
+            saved = time.monotonic()
+    bar.close()
+
+
+def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> None:
+    """Measures, keeps the weights where they are the best so far, and counts patience."""
+    progress = trainer.progress
+    metric = f"validation_{trainer.built.objective.metric}"
+    value = trainer.validate()
+    if not math.isfinite(value):
+        raise NumericalError(f"{metric} is {value} at step {progress.step}; lower the learning rate or clip gradients.")
+    log.write(progress.step, {metric: value, "seconds": round(progress.seconds, 3)})
+    bar.set_postfix({metric: f"{value:.4f}"})
+    progress.stale += 1
+    if value < progress.best:
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        save_checkpoint(
+            run.best,
+            {
+                "config_sha256_16": trainer.config.digest,
+                "model": copy.copy(trainer.ema.built.model.state_dict()),
+                "step": progress.step,
+                "metric": metric,
+                "value": value,
+                "seconds": progress.seconds,
+                "parameters": parameter_count(trainer.built.model),
+            },
+        )
+
+
+class _Watch:
+    """Sums of loss and gradient norm and the first bad step, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bad = torch.full((), math.inf, device=device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.loss, self.norm, self.count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+
+    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        self.loss, self.norm, self.count = self.loss + loss, self.norm + norm, self.count + 1
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        self.bad = torch.where(finite | (self.bad < step), self.bad, float(step))
+
+    def check(self) -> None:
+        step = self.bad.item()
+        if math.isfinite(step):
+            raise NumericalError(
+                f"loss or gradient is not finite at step {step:.0f}; lower the learning rate or set "
+                "train.gradient_clip. The last good checkpoint is kept."
+            )
+
+    def read(self) -> tuple[float, float]:
+        self.check()
+        means = (self.loss / self.count).item(), (self.norm / self.count).item()
+        self._clear()
+        return means
+
+
+def _saved_state(run_dir: Path, config: Config, *, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        UserError: the folder holds another experiment, or this one and resuming was not asked for.
+    """
+    if not (run_dir / "config.json").exists():
+        return None
+    run = open_run(run_dir)
+    if run.config.digest != config.digest:
+        difference = first_difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+        raise UserError(f"run folder {run_dir} belongs to another config ({difference}); choose another --run-dir.")
+    if not run.last.exists():
+        return None
+    if not resume:
+        raise UserError(f"run folder {run_dir} already holds this run; add --resume, or choose another --run-dir.")
+    state = load_checkpoint(run.last)
+    if state.get("config_sha256_16") != config.digest:
+        raise UserError(f"checkpoint {run.last} belongs to another config than {run_dir / 'config.json'}.")
+    return state

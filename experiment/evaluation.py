@@ -1,0 +1,251 @@
+"""Held-out likelihood with its error budget, from the same noise for every model."""
+
+import io
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor
+from tqdm import tqdm
+
+from core import DensityModel, bits_per_dim
+from experiment.data import Dataset
+from experiment.device import resolve_device
+from experiment.errors import NumericalError, UserError
+from experiment.files import load_checkpoint, read_json, write_atomic, write_json
+from experiment.run import Run, load_run, open_run
+from experiment.threads import set_threads
+
+# The noise of a draw follows from these two: with other batches every model would see other noise.
+NOISE_SEED = 10_000_000
+BATCH_ROWS = 1000
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean log-likelihood of held-out rows and every part of its uncertainty, nats unless named otherwise.
+
+    Attributes:
+        run: name of the run.
+        model: kind of the model.
+        data: name of the data.
+        data_fingerprint: digest of the test rows.
+        rows: number of test rows.
+        draws: dequantization draws a row; 1 for continuous data.
+        dimensions: values a row.
+        kind: exact, estimate or bound.
+        log_prob_nats: mean over rows and draws.
+        sampling_error_nats: standard error over rows, the noise of draws and probes included.
+        dequantization_error_nats: the part of it that more draws would take away.
+        trace_error_nats: the part of it that more trace probes would take away; None where one probe cannot tell.
+        solver_error_nats: mean size of the ODE solver's error, which no average takes away.
+        truncation_nats: mean of what lies before t_min, to first order; not added to anything.
+        bits_per_dim: the mean in bits per dimension; None for continuous data.
+        bits_per_dim_error: error bar of it.
+        bits_per_dim_log_mean_exp: the tighter bound from the log-mean-exp over draws; None for continuous data and
+            where probes make the terms noisy, which would push the mean of exponentials up.
+        nfe: mean calls of the vector field a solve; 0 for flows.
+        seconds: wall time of the evaluation.
+        parameters: trainable values of the model.
+        train_step: step from which the weights come.
+        train_seconds: training time until then.
+        entropy_nats: entropy of the source where it is known.
+    """
+
+    run: str
+    model: str
+    data: str
+    data_fingerprint: str
+    rows: int
+    draws: int
+    dimensions: int
+    kind: str
+    log_prob_nats: float
+    sampling_error_nats: float
+    dequantization_error_nats: float
+    trace_error_nats: float | None
+    solver_error_nats: float
+    truncation_nats: float
+    bits_per_dim: float | None
+    bits_per_dim_error: float | None
+    bits_per_dim_log_mean_exp: float | None
+    nfe: float
+    seconds: float
+    parameters: int
+    train_step: int
+    train_seconds: float
+    entropy_nats: float | None
+
+    @property
+    def error_nats(self) -> float:
+        """Error bar: standard error and solver error added in quadrature."""
+        return math.hypot(self.sampling_error_nats, self.solver_error_nats)
+
+    def text(self) -> str:
+        """The likelihood and its error budget in a few lines."""
+        bits = (
+            "" if self.bits_per_dim is None else f", {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} bits/dim"
+        )
+        trace = "unknown (one probe)" if self.trace_error_nats is None else f"{self.trace_error_nats:.4f}"
+        return (
+            f"{self.run}: log p = {self.log_prob_nats:.4f} ± {self.error_nats:.4f} nats{bits} ({self.kind}), "
+            f"{self.rows} test rows of {self.data}, {self.draws} draw(s)\n"
+            f"  error budget in nats: rows {self.sampling_error_nats:.4f} (of it draws "
+            f"{self.dequantization_error_nats:.4f}, trace {trace}), solver {self.solver_error_nats:.4f}; "
+            f"truncation {self.truncation_nats:+.4f}; NFE {self.nfe:.0f}; {self.seconds:.1f} s"
+        )
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    draws: int | None = None,
+    data_root: str | Path | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    progress_bar: bool = False,
+) -> Summary:
+    """Measures a trained run on its test split and writes `evaluation.json` and `evaluation.npz` beside it.
+
+    Dequantization noise comes from a seed that counts the draw, so that every model sees the same noisy rows; trace
+    probes are drawn after it.
+
+    Args:
+        run: the run folder.
+        draws: dequantization draws a row; the config's where omitted.
+        data_root: folder of the data files, where it moved since training.
+        device: where to compute.
+        threads: CPU threads, 0 for as many as the process may use.
+        progress_bar: show progress on the terminal.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: no run, no data, or a damaged checkpoint.
+        NumericalError: a likelihood that is not finite; it names the row.
+    """
+    set_threads(threads)
+    folder = open_run(run)
+    place = resolve_device(device)
+    model = load_run(folder.path, device=place)
+    dataset = folder.load_data(None if data_root is None else Path(data_root))
+    count = (draws or folder.config.evaluate.draws) if dataset.bins is not None else 1
+    started = time.monotonic()
+    arrays, kind = _measure(model, dataset.test.to(place), count, run=folder.name, progress_bar=progress_bar)
+    summary = _summarise(folder, dataset, arrays, kind, seconds=time.monotonic() - started)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(folder.path / "evaluation.npz", buffer.getvalue())
+    write_json(folder.path / "evaluation.json", asdict(summary))
+    return summary
+
+
+def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
+    """The summary that `evaluate` left, or None where there is none or it is of other weights or draws."""
+    path = run.path / "evaluation.json"
+    if not path.exists():
+        return None
+    try:
+        summary = Summary(**read_json(path))
+    except TypeError:
+        return None
+    wanted = draws or (run.config.evaluate.draws if summary.bits_per_dim is not None else 1)
+    fresh = summary.train_step == load_checkpoint(run.best)["step"] and summary.draws == wanted
+    return summary if fresh else None
+
+
+def saved_log_prob(run: Run) -> Array:
+    """Log-densities of an evaluated run, `(draws, rows)`, nats."""
+    path = run.path / "evaluation.npz"
+    try:
+        with np.load(path) as arrays:
+            return arrays["log_prob"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); evaluate the run again.") from error
+
+
+@torch.no_grad()
+def _measure(
+    model: DensityModel, x: Tensor, draws: int, *, run: str, progress_bar: bool
+) -> tuple[dict[str, Array], str]:
+    """Each field of the estimates as `(draws, rows)`, and their kind."""
+    batches = x.split(BATCH_ROWS)
+    jobs = [(draw, i) for draw in range(draws) for i in range(len(batches))]
+    fields: dict[str, list[Array]] = {}
+    kind = ""
+    for draw, i in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
+        generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(batches) + i)
+        estimate = model.estimate_log_prob(batches[i], generator=generator)
+        kind = estimate.kind
+        _check_finite(estimate.log_prob, run=run, first_row=i * BATCH_ROWS)
+        for name in ("log_prob", "std_error", "solver_error", "truncation", "nfe"):
+            value = getattr(estimate, name)
+            value = torch.zeros_like(estimate.log_prob) if value is None else value
+            fields.setdefault(name, []).append(value.double().cpu().numpy())
+    return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
+
+
+def _check_finite(log_prob: Tensor, *, run: str, first_row: int) -> None:
+    bad = (~log_prob.isfinite()).nonzero()
+    if len(bad):
+        row = int(bad[0, 0])
+        raise NumericalError(
+            f"{run}: the log-likelihood of test row {first_row + row} is {log_prob[row].item()}; a likelihood that is "
+            "not finite is never averaged away."
+        )
+
+
+def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, *, seconds: float) -> Summary:
+    log_prob = arrays["log_prob"]
+    draws, rows = log_prob.shape
+    sampling = _standard_error(log_prob.mean(0))
+    spread = log_prob.var(0, ddof=1).sum() / draws if draws > 1 else 0.0
+    trace = math.sqrt(np.square(arrays["std_error"]).sum()) / log_prob.size
+    solver = float(arrays["solver_error"].mean())
+    noisy_terms = bool(arrays["std_error"].any())
+    log_mean_exp = None
+    if dataset.bins is not None and not noisy_terms:
+        log_mean_exp = _bits(float((logsumexp(log_prob, 0) - math.log(draws)).mean()), dataset)
+    best = load_checkpoint(run.best)
+    return Summary(
+        run=run.name,
+        model=run.config.model.kind,
+        data=dataset.name,
+        data_fingerprint=dataset.fingerprint,
+        rows=rows,
+        draws=draws,
+        dimensions=dataset.event_shape.numel(),
+        kind=kind,
+        log_prob_nats=float(log_prob.mean()),
+        sampling_error_nats=sampling,
+        dequantization_error_nats=math.sqrt(spread) / rows,
+        trace_error_nats=None if math.isnan(trace) else trace,
+        solver_error_nats=solver,
+        truncation_nats=float(arrays["truncation"].mean()),
+        bits_per_dim=None if dataset.bins is None else _bits(float(log_prob.mean()), dataset),
+        bits_per_dim_error=None if dataset.bins is None else -_bits(math.hypot(sampling, solver), dataset),
+        bits_per_dim_log_mean_exp=log_mean_exp,
+        nfe=float(arrays["nfe"].mean()),
+        seconds=round(seconds, 2),
+        parameters=best["parameters"],
+        train_step=best["step"],
+        train_seconds=round(best["seconds"], 2),
+        entropy_nats=dataset.entropy_nats,
+    )
+
+
+def _standard_error(values: Array) -> float:
+    """Standard deviation over √n; 0 for a single row, which has no spread."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _bits(nats: float, dataset: Dataset) -> float:
+    return float(bits_per_dim(torch.tensor(nats, dtype=torch.float64), dataset.event_shape))

@@ -1,0 +1,149 @@
+"""Figures from saved results: each returns a `Figure` and never trains, shows or writes."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from experiment.evaluation import Summary
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's colours, distinct for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, MUTED = "#1a1a1a", "#6b6b6b"
+
+
+def sample_figure(samples: dict[str, Array], *, image_shape: tuple[int, ...] | None, title: str) -> Figure:
+    """Draws of each model beside the data: image grids, or scatter plots of the first two columns.
+
+    Args:
+        samples: name to rows `(count, *event)`; the first is drawn first.
+        image_shape: (height, width) of a flattened row, or None for points.
+        title: title of the figure.
+    """
+    figure = _figure(len(samples), title)
+    axes = figure.subplots(1, len(samples), squeeze=False)[0]
+    limits = _limits(next(iter(samples.values()))) if image_shape is None else None
+    for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
+        axis.set_title(name, fontsize=11, color=INK)
+        if image_shape is None:
+            _points(axis, rows, COLOURS[i % len(COLOURS)], limits)
+        else:
+            axis.imshow(_tile(rows, image_shape), cmap="gray_r", interpolation="nearest")
+            axis.set_axis_off()
+    return figure
+
+
+def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array]) -> Figure:
+    """Mean likelihood of each model with its error bar, and how its rows are spread.
+
+    Args:
+        summaries: one a run, on the same rows.
+        log_prob: log-densities of each run, `(draws, rows)`, nats.
+    """
+    figure = Figure(figsize=(10.5, 1.9 + 0.55 * len(summaries)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    factor, unit = _unit(summaries[0])
+    for i, (summary, values) in enumerate(zip(summaries, log_prob, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        mean, error = summary.log_prob_nats * factor, summary.error_nats * abs(factor)
+        left.errorbar(mean, i, xerr=error, fmt="o", color=colour, capsize=4, markersize=6, linewidth=1.6)
+        left.annotate(
+            f"{mean:.3f} ± {error:.3f}", (mean, i), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9
+        )
+        rows = values.mean(0) * factor
+        right.hist(rows, bins=40, histtype="stepfilled", alpha=0.25, color=colour)
+        right.hist(rows, bins=40, histtype="step", color=colour, linewidth=1.5, label=summary.run)
+    if summaries[0].entropy_nats is not None and factor == -1:
+        left.axvline(summaries[0].entropy_nats, color=MUTED, linestyle="--", linewidth=1, label="entropy of the source")
+        left.legend(frameon=False, fontsize=8)
+    left.set_yticks(range(len(summaries)), [s.run for s in summaries])
+    left.set_ylim(len(summaries) - 0.5, -0.7)
+    left.margins(x=0.35)
+    left.set_xlabel(f"mean over {summaries[0].rows} test rows, {unit} (lower is better)")
+    right.set_xlabel(f"each test row, {unit}")
+    right.set_ylabel("rows")
+    right.legend(frameon=False, fontsize=9)
+    for axis in (left, right):
+        _plain(axis)
+    figure.suptitle(f"Test likelihood on {summaries[0].data}", fontsize=12, color=INK)
+    return figure
+
+
+def density_figure(grids: dict[str, Array], *, extent: tuple[float, float, float, float], title: str) -> Figure:
+    """Two-dimensional densities side by side on one colour scale.
+
+    Args:
+        grids: name to densities on a square grid, row 0 the lowest y.
+        extent: x from, x to, y from, y to.
+        title: title of the figure.
+    """
+    figure = _figure(len(grids), title)
+    axes = figure.subplots(1, len(grids), squeeze=False)[0]
+    top = max(float(np.quantile(grid, 0.998)) for grid in grids.values())
+    for axis, (name, grid) in zip(axes, grids.items(), strict=True):
+        axis.imshow(grid, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top)
+        axis.set_title(name, fontsize=11, color=INK)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _figure(panels: int, title: str) -> Figure:
+    figure = Figure(figsize=(3.4 * panels, 3.9), layout="constrained")
+    figure.suptitle(title, fontsize=12, color=INK)
+    return figure
+
+
+def _unit(summary: "Summary") -> tuple[float, str]:
+    """Factor from nats to what is plotted, and its name: bits/dim for integers, nats for continuous data."""
+    if summary.bits_per_dim is None:
+        return -1.0, "-log p in nats"
+    return -1.0 / (summary.dimensions * float(np.log(2))), "bits/dim"
+
+
+def _tile(rows: Array, image_shape: tuple[int, ...], *, side: int = 8) -> Array:
+    """The first side² images as one, with a thin frame between them."""
+    height, width = image_shape
+    images = rows[: side * side].reshape(-1, height, width)
+    frame = float(images.max()) * 0.35
+    sheet = np.full((side * (height + 1) + 1, side * (width + 1) + 1), frame)
+    for i, image in enumerate(images):
+        y, x = (i // side) * (height + 1) + 1, (i % side) * (width + 1) + 1
+        sheet[y : y + height, x : x + width] = image
+    return sheet
+
+
+def _limits(rows: Array) -> tuple[float, float, float, float]:
+    low, high = rows[:, :2].min(0), rows[:, :2].max(0)
+    margin = 0.08 * (high - low)
+    (left, bottom), (right, top) = low - margin, high + margin
+    return float(left), float(right), float(bottom), float(top)
+
+
+def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, float, float] | None) -> None:
+    axis.scatter(rows[:, 0], rows[:, 1], s=2, alpha=0.35, color=colour, linewidths=0)
+    if limits is not None:
+        axis.set_xlim(limits[:2])
+        axis.set_ylim(limits[2:])
+    axis.set_aspect("equal")
+    _plain(axis)
+
+
+def _plain(axis: Axes) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(colors=MUTED, labelsize=8)

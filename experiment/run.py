@@ -1,0 +1,155 @@
+"""The run folder: what was asked, where it ran, what came of it."""
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import DensityModel
+from experiment.build import Built, build, load_data
+from experiment.config import Config, parse_config
+from experiment.data import Dataset
+from experiment.errors import UserError
+from experiment.files import load_checkpoint, read_json, write_json
+
+PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "pydantic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder.
+        config: the resolved experiment, `config.json`.
+        environment: what it ran with, `environment.json`.
+    """
+
+    path: Path
+    config: Config
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What tables call the run: its folder."""
+        return self.path.name
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to go on from."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Weights with the best validation metric."""
+        return self.path / "best.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def load_data(self, data_root: Path | None = None) -> Dataset:
+        """The run's dataset, from where it was trained unless told otherwise.
+
+        Raises:
+            UserError: the files are gone, or rows have another shape than the model was trained on.
+        """
+        dataset = load_data(self.config.data, data_root or Path(self.environment["data_root"]))
+        expected = tuple(self.environment["event_shape"])
+        if tuple(dataset.event_shape) != expected:
+            raise UserError(
+                f"run {self.path} was trained on rows of shape {expected}, but {dataset.name} now has "
+                f"{tuple(dataset.event_shape)}."
+            )
+        return dataset
+
+    def build(self) -> Built:
+        """The untrained model of the run's shape."""
+        return build(self.config, tuple(self.environment["event_shape"]), bins=self.environment["bins"])
+
+
+def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path, device: torch.device) -> Run:
+    """Makes the folder and writes what was asked and where it runs, before the first step."""
+    environment = {
+        "config_sha256_16": config.digest,
+        "seed": config.seed,
+        "git_commit": _git_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "data_root": str(data_root.resolve()),
+        "data": dataset.name,
+        "data_fingerprint": dataset.fingerprint,
+        "event_shape": list(dataset.event_shape),
+        "bins": dataset.bins,
+        "image_shape": dataset.image_shape,
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {path} cannot be made: {error.strerror or error}.") from error
+    write_json(path / "environment.json", environment)
+    write_json(path / "config.json", config.model_dump(mode="json"))
+    return Run(path, config, environment)
+
+
+def open_run(path: str | Path) -> Run:
+    """A run folder that exists.
+
+    Raises:
+        UserError: no folder, no run in it, or files that are damaged.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a run folder: it holds no config.json; make one with train.py.")
+    config = parse_config(read_json(path / "config.json"), source=str(path / "config.json"))
+    return Run(path, config, read_json(path / "environment.json"))
+
+
+def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> DensityModel:
+    """The trained model of a run, its best weights, in evaluation mode.
+
+    Args:
+        path: the run folder.
+        device: where the model goes.
+
+    Returns:
+        A density over raw data, preprocessing included.
+
+    Raises:
+        UserError: no run there, or a checkpoint that is missing, damaged or of another model.
+    """
+    run = open_run(path)
+    state = load_checkpoint(run.best, device=device)
+    if state["config_sha256_16"] != run.config.digest:
+        raise UserError(f"checkpoint {run.best} belongs to another config than {run.path / 'config.json'}.")
+    model = run.build().model
+    model.load_state_dict(state["model"])
+    return model.to(device).eval()
+
+
+def first_difference(found: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str:
+    """The first setting in which two configs differ, as `key=found, not asked`."""
+    for key in [*found, *(k for k in asked if k not in found)]:
+        a, b = found.get(key), asked.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and a != b:
+            return first_difference(a, b, f"{prefix}{key}.")
+        if a != b:
+            return f"{prefix}{key}={a!r}, not {b!r}"
+    return "no setting"
+
+
+def _git_commit() -> str | None:
+    try:
+        folder = Path(__file__).parent
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

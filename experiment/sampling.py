@@ -1,0 +1,54 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiment.device import resolve_device
+from experiment.errors import NumericalError, UserError
+from experiment.files import write_atomic
+from experiment.plots import png, sample_figure
+from experiment.run import load_run, open_run
+from experiment.threads import set_threads
+
+
+def draw_samples(
+    run: str | Path, *, count: int, seed: int = 0, out: Path | None = None, device: str = "cpu", threads: int = 0
+) -> tuple[Path, Path]:
+    """Draws from a trained run.
+
+    Args:
+        run: the run folder.
+        count: number of samples, 1 or more.
+        seed: of the draws.
+        out: the `.npy` file; `samples.npy` in the run folder where omitted. The picture lies beside it.
+        device: where to compute.
+        threads: CPU threads, 0 for as many as the process may use.
+
+    Returns:
+        The file of the samples `(count, *event)` and the picture.
+
+    Raises:
+        UserError: no run, a damaged checkpoint, or a count below 1.
+        NumericalError: a sample that is not finite.
+    """
+    if count < 1:
+        raise UserError(f"--count must be 1 or more, but is {count}.")
+    set_threads(threads)
+    place = resolve_device(device)
+    folder = open_run(run)
+    x = load_run(folder.path, device=place).sample((count,), generator=torch.Generator(place).manual_seed(seed))
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero()
+    if len(bad):
+        raise NumericalError(f"{folder.name}: sample {bad[0].item()} is not finite.")
+    values = x.cpu().numpy()
+    out = out or folder.path / "samples.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    write_atomic(out, buffer.getvalue())
+    shape = folder.environment["image_shape"]
+    figure = sample_figure(
+        {folder.name: values.astype(np.float64)}, image_shape=None if shape is None else tuple(shape), title="Samples"
+    )
+    write_atomic(out.with_suffix(".png"), png(figure))
+    return out, out.with_suffix(".png")

@@ -1,0 +1,140 @@
+"""Model, optimiser, average and noise of one training, and how they step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiment.build import Built, build
+from experiment.config import Config, Train
+from experiment.data import Dataset
+from experiment.ema import EMA
+
+VALIDATION_SEED = 20_000_000
+VALIDATION_BATCH = 2000
+
+
+@dataclass
+class Progress:
+    """Where a training stands: all that a checkpoint holds beside tensors.
+
+    Attributes:
+        step: optimiser steps done.
+        best: best validation metric so far.
+        best_step: the step it came from.
+        stale: validations since then.
+        seconds: training time so far.
+        finished: whether the last step is done or patience ran out.
+    """
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class Trainer:
+    """Model, objective, optimiser, EMA and generator of one run, and how they step.
+
+    Args:
+        config: the experiment.
+        dataset: its data.
+        device: where it runs.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, *, device: torch.device) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
+        torch.manual_seed(config.seed)
+        self.built: Built = build(config, tuple(dataset.event_shape), bins=dataset.bins, rows=dataset.train)
+        self.built.objective.to(device)
+        self.ema = EMA(self.built, decay=config.train.ema_decay)
+        self.parameters = [p for p in self.built.model.parameters() if p.requires_grad]
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        self.optimizer = kinds[config.train.optimizer](
+            self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+        )
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.train_rows = dataset.train.to(device)
+        self.validation_rows = dataset.validation.to(device)
+        self.progress = Progress()
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One optimiser step; the loss and the gradient norm stay on the device."""
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress.step, train)
+        self.built.objective.train()
+        loss = self.built.objective(self._batch(), generator=self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
+        self.optimizer.step()
+        self.ema.update(self.built)
+        self.progress.step += 1
+        return loss.detach(), norm
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean objective of the averaged weights on the validation rows, with the same noise every time."""
+        objective = self.ema.built.objective.eval()
+        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        rows = self.validation_rows.repeat(self.config.train.validation_draws, *(1 for _ in self.dataset.event_shape))
+        batches = rows.split(VALIDATION_BATCH)
+        total = sum(objective(batch, generator=generator) * len(batch) for batch in batches)
+        return float(total / len(rows))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "config_sha256_16": self.config.digest,
+            "progress": vars(self.progress).copy(),
+            "model": self.built.model.state_dict(),
+            "ema": self.ema.built.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.progress = Progress(**state["progress"])
+        self.built.model.load_state_dict(state["model"])
+        self.ema.built.model.load_state_dict(state["ema"])
+        self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+    def _batch(self) -> Tensor:
+        """Rows of the next step: the order of an epoch depends on seed and epoch alone."""
+        size = min(self.config.train.batch_size, len(self.train_rows))
+        epoch, index = divmod(self.progress.step, len(self.train_rows) // size)
+        if epoch != self._epoch:
+            seed = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
+            self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)
+            self._epoch = epoch
+        return self.train_rows[self._order[index * size : (index + 1) * size]]
+
+
+def learning_rate(step: int, train: Train) -> float:
+    """Linear warm-up, then constant, or a half cosine down to zero at the last step.
+
+    Example:
+        >>> [round(learning_rate(step, Train(steps=4, learning_rate=1.0)), 3) for step in range(4)]
+        [1.0, 0.854, 0.5, 0.146]
+    """
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / (train.warmup_steps + 1)
+    if train.schedule == "constant":
+        return train.learning_rate
+    share = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
