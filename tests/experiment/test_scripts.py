@@ -1,0 +1,129 @@
+"""The four scripts, as a newcomer meets them."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiment import cli
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("train", "evaluate", "sample", "compare")
+QUICK = ("steps=4", "batch_size=64", "validate_every=2")
+
+
+def call(monkeypatch, script, *arguments):
+    """Exit status of a script run in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{script}", ROOT / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+    return cli.run(module.main)
+
+
+def toy_config(folder, **lines):
+    data = lines.get("data", 'kind = "toy"\nname = "rings"\ntrain_rows = 200\nvalidation_rows = 50\ntest_rows = 50')
+    path = folder / "toy.toml"
+    path.write_text(f'[data]\n{data}\n[model]\nkind = "real_nvp"\nlayers = 2\nhidden = [8]\n')
+    return path
+
+
+def quick_train(monkeypatch, config, run, *more):
+    settings = [part for setting in QUICK for part in ("--set", f"train.{setting}")]
+    return call(monkeypatch, "train", config, "--run-dir", run, "--threads", 1, "--quiet", *settings, *more)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_a_real_process_with_an_example(script):
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert f"example:\n  {script}.py" in done.stdout
+
+
+def test_train_evaluate_sample_compare(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    assert quick_train(monkeypatch, toy_config(tmp_path), run) == 0
+    assert call(monkeypatch, "evaluate", run, "--threads", 1, "--quiet") == 0
+    assert "error budget in nats" in capsys.readouterr().out
+    assert call(monkeypatch, "sample", run, "--count", 7, "--threads", 1) == 0
+    assert np.load(run / "samples.npy").shape == (7, 2)
+    assert call(monkeypatch, "compare", run, "--out", tmp_path / "out", "--threads", 1, "--quiet") == 0
+    assert "log p (nats)" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_samples_depend_on_the_seed_alone(tmp_path, monkeypatch):
+    quick_train(monkeypatch, toy_config(tmp_path), tmp_path / "run")
+    drawn = []
+    for seed in (1, 1, 2):
+        call(monkeypatch, "sample", tmp_path / "run", "--count", 3, "--seed", seed, "--out", tmp_path / "s.npy")
+        drawn.append(np.load(tmp_path / "s.npy"))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def bad_rows(folder, value):
+    rows = np.random.default_rng(0).normal(size=(100, 3))
+    rows[17, 1] = value
+    np.save(folder / "rows.npy", rows)
+    return toy_config(folder, data='kind = "table"\npath = "rows.npy"')
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("unknown key", "unknown key 'train.stepz'; did you mean 'steps'?"),
+        ("wrong type", "'train.steps' is 'many'"),
+        ("impossible value", "'model.layers' is 0"),
+        ("missing config", "none.toml does not exist"),
+        ("missing data", "absent.npy"),
+        ("nan row", "row 17"),
+        ("infinite row", "row 17"),
+        ("no gpu", "torch sees no GPU"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys, name, sentence):
+    config, more = toy_config(tmp_path), []
+    match name:
+        case "unknown key":
+            more = ["--set", "train.stepz=3"]
+        case "wrong type":
+            more = ["--set", "train.steps=many"]
+        case "impossible value":
+            more = ["--set", "model.layers=0"]
+        case "missing config":
+            config = tmp_path / "none.toml"
+        case "missing data":
+            config = toy_config(tmp_path, data='kind = "table"\npath = "absent.npy"')
+        case "nan row":
+            config = bad_rows(tmp_path, np.nan)
+        case "infinite row":
+            config = bad_rows(tmp_path, np.inf)
+        case "no gpu":
+            monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+            more = ["--device", "cuda"]
+    status = quick_train(monkeypatch, config, tmp_path / "run", "--data-root", tmp_path, *more)
+    captured = capsys.readouterr()
+    assert status == 1
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert sentence in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_of_no_run_says_so(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "evaluate", tmp_path, "--quiet") == 1
+    assert "is not a run folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_ends_with_130_and_a_hint(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert "--resume" in capsys.readouterr().err
