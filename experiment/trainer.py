@@ -55,7 +55,7 @@ class Trainer:
         self.parameters = [p for p in self.built.model.parameters() if p.requires_grad]
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.optimizer = kinds[config.train.optimizer](
-            self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+            self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.train_rows = dataset.train.to(device)

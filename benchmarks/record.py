@@ -1,0 +1,37 @@
+"""One JSON file a measurement: figures, settings, versions, date, machine."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiment.files import write_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+RUNS = Path(__file__).parents[1] / "runs" / "results"
+Measure = Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+def record(name: str, measure: Measure) -> None:
+    """Runs a measurement, which returns its settings and its rows, and writes `docs/results/<name>.json`."""
+    started = datetime.datetime.now(datetime.UTC)
+    settings, rows = measure()
+    seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+    versions = {p: importlib.metadata.version(p) for p in ("torch", "torchdiffeq", "numpy", "scikit-learn")}
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, {torch.get_num_threads()} torch threads"
+    content = {
+        "name": name,
+        "date": started.date().isoformat(),
+        "machine": machine,
+        "versions": {"python": platform.python_version(), **versions},
+        "seconds": round(seconds, 1),
+        "settings": settings,
+        "rows": rows,
+    }
+    (DOCS / "results").mkdir(parents=True, exist_ok=True)
+    write_json(DOCS / "results" / f"{name}.json", content)

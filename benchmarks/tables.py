@@ -1,0 +1,76 @@
+"""Tables of the docs from the JSON files: `--write` makes them, `--check` fails where docs and JSON disagree."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+TABLES: dict[str, list[Column]] = {
+    "closed_form": [
+        ("process", lambda r: r["process"]),
+        ("D", lambda r: str(r["dimensions"])),
+        ("largest error (nats)", lambda r: f"{r['max_error_nats']:.1e}"),
+        ("largest reported solver error (nats)", lambda r: f"{r['max_reported_solver_error_nats']:.1e}"),
+        ("NFE", lambda r: f"{r['mean_nfe']:.0f}"),
+    ],
+    "toys": [
+        ("toy", lambda r: r["toy"]),
+        ("model", lambda r: r["model"]),
+        ("entropy (nats)", lambda r: f"{r['entropy_nats']:.3f}"),
+        ("test -log p (nats)", lambda r: f"{r['nll_nats']:.3f} ± {r['error_nats']:.3f}"),
+        ("gap (nats)", lambda r: f"{r['gap_nats']:+.3f}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+    ],
+    "digits": [
+        ("model", lambda r: r["run"]),
+        ("kind", lambda r: r["kind"]),
+        ("log p (nats)", lambda r: f"{r['log_prob_nats']:.2f}"),
+        ("bits/dim", lambda r: f"{r['bits_per_dim']:.3f} ± {r['bits_per_dim_error']:.3f}"),
+        ("± rows", lambda r: f"{r['sampling_error_nats']:.3f}"),
+        ("± draws", lambda r: f"{r['dequantization_error_nats']:.3f}"),
+        ("± trace", lambda r: f"{r['trace_error_nats']:.3f}"),
+        ("± solver", lambda r: f"{r['solver_error_nats']:.4f}"),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+        ("evaluation (s)", lambda r: f"{r['seconds']:.0f}"),
+    ],
+}
+
+
+def table(name: str) -> str:
+    """One table with its provenance, as Markdown."""
+    content = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    columns = TABLES[name]
+    lines = [[title for title, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(row) for _, cell in columns] for row in content["rows"]]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    source = f"Measured {content['date']} on {content['machine']}, torch {content['versions']['torch']}"
+    return f"{text}\n\n{source}; from [`docs/results/{name}.json`](/docs/results/{name}.json).\n"
+
+
+def rendered(page: str) -> str:
+    """The page with every marked table made anew."""
+    return BLOCK.sub(lambda m: m[1] + table(m[2]) + m[3], page)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes or checks every page."""
+    for path in PAGES:
+        old, new = path.read_text(), rendered(path.read_text())
+        if arguments == ["--write"]:
+            path.write_text(new)
+        elif old != new:
+            sys.exit(f"{path.relative_to(ROOT)} does not show its JSON; run python -m benchmarks.tables --write")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["--check"])
