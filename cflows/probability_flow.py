@@ -51,6 +51,11 @@ class ODESolver:
                 f"atol={self.atol}, steps={self.steps}."
             )
 
+    @property
+    def floor(self) -> float:
+        """Smallest error to claim, nats: two adaptive solves can agree by taking the same steps."""
+        return self.atol if self.method in ADAPTIVE else 0.0
+
     def coarser(self, factor: float) -> "ODESolver":
         """Tolerances looser by `factor`, and half the steps."""
         return replace(self, rtol=self.rtol * factor, atol=self.atol * factor, steps=max(1, self.steps // 2))
@@ -71,7 +76,9 @@ class ODESolver:
             RuntimeError: an adaptive method drives its step to zero, as on a field that is not finite.
         """
         grid = torch.linspace(0, 1, self.steps + 1, dtype=t.dtype, device=t.device) * (t[1] - t[0]) + t[0]
-        options = {"grid_constructor": lambda *_: grid} if self.method in FIXED else {"norm": _worst_row}
+        # An adaptive method would step past the end and interpolate: step_t makes it land there.
+        adaptive = {"norm": _worst_row, "step_t": t[1:]}
+        options = {"grid_constructor": lambda *_: grid} if self.method in FIXED else adaptive
         rtol = (self.rtol, 10 * torch.finfo(x.dtype).eps)
         atol = (self.atol, self.atol)
         try:
@@ -129,7 +136,7 @@ def ode_log_prob(
         steps: steps of a fixed method.
         t_min: start, within [0, 1).
         error_factor: solves once more with tolerances looser by this factor (half the steps of a fixed method) and
-            reports the difference as `solver_error`, which errs on the large side; None skips it.
+            reports the difference as `solver_error`, never below atol: it errs on the large side. None skips it.
         generator: draws the probes.
 
     Returns:
@@ -154,8 +161,9 @@ def ode_log_prob(
     log_prob, std_error, nfe = _solve(velocity, base, rows, divergence, probes, solver, t_min)
     solver_error = None
     if error_factor is not None:
-        coarse, _, _ = _solve(velocity, base, rows, divergence, probes, solver.coarser(error_factor), t_min)
-        solver_error = (log_prob - coarse).abs()
+        with torch.no_grad():
+            coarse, _, _ = _solve(velocity, base, rows, divergence, probes, solver.coarser(error_factor), t_min)
+            solver_error = (log_prob - coarse).abs().clamp(min=solver.floor)
     kind: Kind = "exact" if divergence.exact else "estimate"
     calls = torch.full_like(log_prob, nfe, dtype=torch.long)
     return LikelihoodEstimate(log_prob, std_error, solver_error, None, kind, calls).reshape(batch_shape)

@@ -195,8 +195,9 @@ class HutchPlusPlus(Divergence):
         """f(x) and one estimate per residual probe, `(rows, probes / 3)`."""
         value, vjp = value_and_vjp(field, x)
         sketch, g = probes.chunk(2)
-        q, _ = torch.linalg.qr(vjp(sketch).flatten(2).permute(1, 2, 0))  # (rows, D, columns)
-        basis = q.permute(2, 0, 1).reshape(-1, *x.shape)
+        # Constant in the gradient: the estimate is unbiased for every Q, and QR has none where the rank is low.
+        q, _ = torch.linalg.qr(vjp(sketch).detach().flatten(2).permute(1, 2, 0))  # (rows, D, columns)
+        basis = q.permute(2, 0, 1).reshape(q.shape[2], *x.shape)
         captured = _dot(vjp(basis), basis).sum(1, keepdim=True)
         flat = g.flatten(2)
         residual = (flat - torch.einsum("rdj,rej,kre->krd", q, q, flat)).reshape(g.shape)

@@ -1,5 +1,6 @@
 """A flow seen as a `torch.distributions.Distribution`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +17,17 @@ class FlowDistribution(Distribution):
     Args:
         flow: the flow.
         context: `(*b, features)`, whose leading dimensions are the batch shape, or None.
+        batch_shape: batch shape of a flow without context: independent copies of it.
     """
 
     arg_constraints = {}  # noqa: RUF012 (the shape that torch asks for)
     has_rsample = True
 
-    def __init__(self, flow: "Flow", context: Tensor | None = None) -> None:
+    def __init__(self, flow: "Flow", context: Tensor | None = None, *, batch_shape: Sequence[int] = ()) -> None:
         self.flow = flow
         self.context = context
-        batch_shape = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(batch_shape, flow.event_shape, validate_args=False)
+        shape = torch.Size(batch_shape) if context is None else context.shape[:-1]
+        super().__init__(shape, flow.event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -35,9 +37,9 @@ class FlowDistribution(Distribution):
     def expand(
         self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Distribution | None = None
     ) -> "FlowDistribution":
-        """The same flow with its context broadcast to `batch_shape`."""
+        """The same flow over `batch_shape`, to which its context broadcasts."""
         if self.context is None:
-            raise NotImplementedError("a flow without context has no batch shape to expand; draw several samples.")
+            return FlowDistribution(self.flow, batch_shape=batch_shape)
         return FlowDistribution(self.flow, self.context.expand(*batch_shape, self.context.shape[-1]))
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class VarianceWeighting(Weighting):
     """t uniform on [t_min, 1], w = 1: λ(t) = σ(t)² on the score, the loss of Song et al. (2021), eq. 7."""
 
     def times(self, u: Float[Tensor, " rows"], sde: SDE, t_min: float) -> tuple[Tensor, Tensor]:
-        """T = t_min + (1 - t_min) u, w = 1."""
+        """t = t_min + (1 - t_min) u, w = 1."""
         return t_min + (1 - t_min) * u, torch.ones_like(u)
 
 
@@ -45,7 +45,7 @@ class LikelihoodWeighting(Weighting):
     """
 
     def times(self, u: Float[Tensor, " rows"], sde: SDE, t_min: float) -> tuple[Tensor, Tensor]:
-        """T with log-SNR λ(t_min) + u (λ(1) - λ(t_min)), constant w."""
+        """t with log-SNR λ(t_min) + u (λ(1) - λ(t_min)), constant w."""
         high, low = sde.log_snr(u.new_tensor([t_min, 1.0]))
         t = sde.time(high + u * (low - high)).clamp(t_min, 1.0)
         return t, (0.5 * (high - low)).expand_as(u)

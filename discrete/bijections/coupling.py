@@ -93,11 +93,11 @@ class Coupling(Bijection, abc.ABC):
             self.conditioner = conditioner(len(self.passing), len(self.moving) * k)
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and log|det dz/dx|."""
+        """z and log|det dz/dx|."""
         return self._couple(self.transformer.forward, x, context)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """X and log|det dx/dz|."""
+        """x and log|det dx/dz|."""
         return self._couple(self.transformer.inverse, z, context)
 
     def _couple(

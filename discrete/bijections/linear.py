@@ -57,11 +57,11 @@ class Permutation(Bijection):
         self.register_buffer("inverse_order", torch.argsort(indices))
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and zero."""
+        """z and zero."""
         return x.index_select(1, self.order), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """X and zero."""
+        """x and zero."""
         return z.index_select(1, self.inverse_order), z.new_zeros(z.shape[0])
 
 
@@ -96,9 +96,9 @@ class Diagonal(Bijection):
         self.log_scale = nn.Parameter(scale.log().broadcast_to(self.event_shape).clone())
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and Σ sᵢ."""
+        """z and Σ sᵢ."""
         return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[0])
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """X and -Σ sᵢ."""
+        """x and -Σ sᵢ."""
         return z * torch.exp(-self.log_scale), -self.log_scale.sum().expand(z.shape[0])

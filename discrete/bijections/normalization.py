@@ -43,7 +43,7 @@ class ActNorm(Bijection):
         self.register_buffer("initialised", torch.tensor(False))
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and its log-determinant; the first call in training mode initialises.
+        """z and its log-determinant; the first call in training mode initialises.
 
         Raises:
             ValueError: the initialising batch has one row, which has no variance.
@@ -53,7 +53,7 @@ class ActNorm(Bijection):
         return self.log_scale.exp() * (x + self.bias), self._log_det(x)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """X and its log-determinant."""
+        """x and its log-determinant."""
         return torch.exp(-self.log_scale) * z - self.bias, -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:

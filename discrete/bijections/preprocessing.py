@@ -47,6 +47,7 @@ class Dequantization(Bijection):
 
     def __init__(self, event_shape: int | Sequence[int], *, bins: int) -> None:
         super().__init__(event_shape)
+        self.bins = bins
         self.log_volume = dequantization_nats(event_shape, bins=bins)
         self.register_buffer("levels", torch.tensor(float(bins)))
 
@@ -54,10 +55,12 @@ class Dequantization(Bijection):
         """A random z and -D log K."""
         k = x.to(self.levels.dtype)
         u = torch.rand(k.shape, generator=generator, dtype=k.dtype, device=k.device)
-        return (k + u) / self.levels, k.new_full((k.shape[0],), -self.log_volume)
+        # At the very edge of a cell rounding would carry (k + u)/K over into its neighbour.
+        edge = 2 * self.bins * torch.finfo(k.dtype).eps
+        return (k + u.clamp(edge, 1 - edge)) / self.levels, k.new_full((k.shape[0],), -self.log_volume)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """K = ⌊K z⌋, the nearest level where z leaves [0, 1), and D log K."""
+        """k = ⌊K z⌋, the nearest level where z leaves [0, 1), and D log K."""
         k = (z * self.levels).floor().clamp(min=0).minimum(self.levels - 1)
         return k, z.new_full((z.shape[0],), self.log_volume)
 
@@ -82,8 +85,8 @@ class Logit(Bijection):
         ValueError: α outside [0, ½).
 
     Note:
-        α = 0 sends the values 0 and 1 to infinity. For |z| beyond about 15 float32 the inverse keeps no digits of
-        1 - x.
+        With α = 0 the values 0 and 1 themselves have no density. For |z| beyond about 15 the float32 inverse keeps no
+        digits of 1 - x.
 
     Example:
         >>> z, log_det = Logit(1, alpha=0.05)(torch.tensor([[0.5]]))
@@ -100,9 +103,11 @@ class Logit(Bijection):
         self.alpha = alpha
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and log|det dz/dx|."""
-        z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
-        return z, self._log_det(z)
+        """z and log|det dz/dx|; where y leaves (0, 1) there is no density: z = 0 and -inf."""
+        y = self.alpha + (1 - 2 * self.alpha) * x
+        outside = (y <= 0) | (y >= 1)
+        z = torch.logit(torch.where(outside, 0.5, y))
+        return z, torch.where(outside.flatten(1).any(1), -math.inf, self._log_det(z))
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x, within [-α, 1 + α]/(1 - 2α) stretched about ½, and log|det dx/dz|."""
@@ -146,9 +151,9 @@ class Scaling(Bijection):
         self.register_buffer("scale", scale.broadcast_to(self.event_shape).clone())
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """Z and -Σ log scaleᵢ."""
+        """z and -Σ log scaleᵢ."""
         return (x - self.loc) / self.scale, -self.scale.log().sum().expand(x.shape[0])
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """X and Σ log scaleᵢ."""
+        """x and Σ log scaleᵢ."""
         return z * self.scale + self.loc, self.scale.log().sum().expand(z.shape[0])

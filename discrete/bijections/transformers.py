@@ -18,11 +18,11 @@ class Transformer(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
-        """Z and log dz/dx, each `(rows, n)`."""
+        """z and log dz/dx, each `(rows, n)`."""
 
     @abc.abstractmethod
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
-        """X and log dx/dz, each `(rows, n)`."""
+        """x and log dx/dz, each `(rows, n)`."""
 
 
 class AdditiveTransformer(Transformer):
@@ -31,11 +31,11 @@ class AdditiveTransformer(Transformer):
     parameters_per_feature = 1
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
-        """Z = x + t."""
+        """z = x + t."""
         return x + theta[..., 0], torch.zeros_like(x)
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
-        """X = z - t."""
+        """x = z - t."""
         return z - theta[..., 0], torch.zeros_like(z)
 
 
@@ -54,12 +54,12 @@ class AffineTransformer(Transformer):
         self.log_scale_bound = log_scale_bound
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
-        """Z = x exp(s) + t."""
+        """z = x exp(s) + t."""
         s, t = self._unpack(theta)
         return x * s.exp() + t, s
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
-        """X = (z - t) exp(-s)."""
+        """x = (z - t) exp(-s)."""
         s, t = self._unpack(theta)
         return (z - t) * torch.exp(-s), -s
 
