@@ -28,6 +28,6 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the last checkpoint is kept, go on with --resume.", file=sys.stderr)
+        print("\ninterrupted; files on disk are whole, and train.py goes on with --resume.", file=sys.stderr)
         return 130
     return 0

@@ -60,8 +60,12 @@ def train(
     saved = _saved_state(run_dir, config, resume=resume)
     dataset = load_data(config.data, data_root)
     trainer = Trainer(config, dataset, device=place)
-    run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
-    if saved is not None:
+    if saved is None:
+        run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
+    else:
+        run = open_run(run_dir)
+        if run.environment["data_fingerprint"] != dataset.fingerprint:
+            raise UserError(f"run folder {run_dir} was begun on other rows of {dataset.name} than those there now.")
         try:
             trainer.load_state(saved)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
