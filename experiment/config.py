@@ -98,6 +98,7 @@ class RealNVPModel(Section):
 
     kind: Literal["real_nvp"]
     layers: Count = 8
+    strides: Widths = (1,)
     hidden: Widths = (128, 128)
     dropout: Share = 0.0
     activation: Literal["relu", "silu", "tanh", "elu", "gelu"] = "relu"

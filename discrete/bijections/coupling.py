@@ -36,17 +36,28 @@ def vector_mask(size: int, mask: MaskName | Tensor) -> Tensor:
         b = mask.bool()
     else:
         name = mask.removesuffix("_flipped")
-        index = torch.arange(size)
-        rules = {"alternating": index % 2 == 0, "half": index < (size + 1) // 2}
-        if name not in rules:
+        strides = {"alternating": 1, "half": (size + 1) // 2}
+        if name not in strides:
             raise ValueError(f"mask must be alternating, half, one of them _flipped, or a tensor, but is {mask!r}.")
-        b = rules[name] if mask == name else ~rules[name]
+        b = alternating_mask(size, strides[name], flipped=mask != name)
     if b.shape != (size,) or b.all() or not b.any():
         raise ValueError(
             f"mask must split {size} features into two parts that are not empty, but has shape {tuple(b.shape)} and "
             f"passes {int(b.sum())} of them."
         )
     return b
+
+
+def alternating_mask(size: int, stride: int, *, flipped: bool) -> Tensor:
+    """Mask that alternates in runs of `stride` coordinates, the first run passing unless flipped.
+
+    Example:
+        >>> alternating_mask(4, 2, flipped=False).tolist()
+        [True, True, False, False]
+    """
+    if stride < 1:
+        raise ValueError(f"a mask alternates in runs of 1 coordinate or more, but the stride is {stride}.")
+    return (torch.arange(size) // stride % 2 == 0) != flipped
 
 
 class Coupling(Bijection, abc.ABC):

@@ -4,7 +4,7 @@ from core.bases import StandardNormal
 from core.density import DensityModel
 from core.shapes import vector_size
 from discrete.bijection import Bijection, Compose
-from discrete.bijections.coupling import AffineCoupling
+from discrete.bijections.coupling import AffineCoupling, alternating_mask
 from discrete.bijections.normalization import ActNorm
 from discrete.flow import Flow
 
@@ -13,6 +13,7 @@ def RealNVP(
     event_shape: int | Sequence[int],
     *,
     layers: int = 8,
+    strides: Sequence[int] = (1,),
     hidden: Sequence[int] = (128, 128),
     dropout: float = 0.0,
     activation: str = "relu",
@@ -31,7 +32,9 @@ def RealNVP(
 
     Args:
         event_shape: number of features, 2 or more.
-        layers: number of couplings.
+        layers: number of couplings; each two in a row share a partition, first one part passing, then the other.
+        strides: lengths of the runs in which partitions alternate, used in turn: (1,) for neighbours, (1, W) for columns
+            and then rows of a flattened image of even width W.
         hidden: widths of each coupling's network.
         dropout: dropout probability in training.
         activation: activation of the networks.
@@ -44,7 +47,8 @@ def RealNVP(
         The flow.
 
     Raises:
-        ValueError: an event that is no vector of 2 features or more, or a base over another shape.
+        ValueError: an event that is no vector of 2 features or more, a stride that leaves a part empty, or a base over
+            another shape.
 
     Example:
         >>> import torch
@@ -60,7 +64,7 @@ def RealNVP(
         steps.append(
             AffineCoupling(
                 features,
-                mask="alternating" if i % 2 == 0 else "alternating_flipped",
+                mask=alternating_mask(features, strides[i // 2 % len(strides)], flipped=i % 2 == 1),
                 hidden=hidden,
                 dropout=dropout,
                 activation=activation,
