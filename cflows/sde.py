@@ -56,30 +56,39 @@ class SDE(abc.ABC):
 
 
 @dataclass(frozen=True)
-class _LinearBeta:
-    """β(t) = β_min + t (β_max - β_min) and its integral B(t)."""
+class _LinearBeta(SDE, abc.ABC):
+    """Drift -½ β(t) x with β(t) = β_min + t (β_max - β_min), B(t) = ∫β, and a standard normal prior."""
 
-    beta_min: float
-    beta_max: float
+    beta_min: float = 0.1
+    beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
             raise ValueError(f"beta needs 0 < beta_min < beta_max, but they are {self.beta_min} and {self.beta_max}.")
 
-    def beta(self, t: Tensor) -> Tensor:
+    def drift(self, x: Rows, t: Time) -> Rows:
+        """-½ β(t) x."""
+        return -0.5 * align(self.beta(t), x) * x
+
+    def prior(self, event_shape: int | Sequence[int]) -> Base:
+        """N(0, I)."""
+        return StandardNormal(event_shape)
+
+    def beta(self, t: Time) -> Time:
+        """β(t)."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    def integral(self, t: Tensor) -> Tensor:
+    def _integral(self, t: Tensor) -> Tensor:
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
 
-    def inverse_integral(self, b: Tensor) -> Tensor:
+    def _inverse_integral(self, b: Tensor) -> Tensor:
         # The root of the quadratic in the form that keeps its digits as b → 0.
         slope = self.beta_max - self.beta_min
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
 
 
 @dataclass(frozen=True)
-class VPSDE(SDE):
+class VPSDE(_LinearBeta):
     """dx = -½ β(t) x dt + √β(t) dw: α = exp(-B/2), σ² = 1 - exp(-B), B(t) = ∫β.
 
     References:
@@ -97,44 +106,26 @@ class VPSDE(SDE):
         (0.2812, 0.9597)
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _ = self._schedule
-
-    @property
-    def _schedule(self) -> _LinearBeta:
-        return _LinearBeta(self.beta_min, self.beta_max)
-
-    def drift(self, x: Rows, t: Time) -> Rows:
-        """-½ β(t) x."""
-        return -0.5 * align(self._schedule.beta(t), x) * x
-
     def diffusion(self, t: Time) -> Time:
         """√β(t)."""
-        return self._schedule.beta(t).sqrt()
+        return self.beta(t).sqrt()
 
     def marginal(self, t: Time) -> tuple[Time, Time]:
         """exp(-B/2) and √(1 - exp(-B))."""
-        b = self._schedule.integral(t)
+        b = self._integral(t)
         return torch.exp(-0.5 * b), torch.sqrt(-torch.expm1(-b))
-
-    def prior(self, event_shape: int | Sequence[int]) -> Base:
-        """N(0, I)."""
-        return StandardNormal(event_shape)
 
     def log_snr(self, t: Time) -> Time:
         """-log(exp(B) - 1)."""
-        return -torch.log(torch.expm1(self._schedule.integral(t)))
+        return -torch.log(torch.expm1(self._integral(t)))
 
     def time(self, log_snr: Time) -> Time:
         """B = log(1 + exp(-λ)), then t."""
-        return self._schedule.inverse_integral(F.softplus(-log_snr))
+        return self._inverse_integral(F.softplus(-log_snr))
 
 
 @dataclass(frozen=True)
-class SubVPSDE(SDE):
+class SubVPSDE(_LinearBeta):
     """dx = -½ β(t) x dt + √(β(t)(1 - exp(-2B))) dw: α = exp(-B/2), σ = 1 - exp(-B).
 
     References:
@@ -145,43 +136,29 @@ class SubVPSDE(SDE):
     Attributes:
         beta_min: β(0) > 0.
         beta_max: β(1) > β(0).
+
+    Example:
+        >>> round(SubVPSDE().marginal(torch.tensor(0.5))[1].item(), 4)
+        0.9209
     """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _ = self._schedule
-
-    @property
-    def _schedule(self) -> _LinearBeta:
-        return _LinearBeta(self.beta_min, self.beta_max)
-
-    def drift(self, x: Rows, t: Time) -> Rows:
-        """-½ β(t) x."""
-        return -0.5 * align(self._schedule.beta(t), x) * x
 
     def diffusion(self, t: Time) -> Time:
         """√(β(t)(1 - exp(-2B)))."""
-        return torch.sqrt(self._schedule.beta(t) * -torch.expm1(-2 * self._schedule.integral(t)))
+        return torch.sqrt(self.beta(t) * -torch.expm1(-2 * self._integral(t)))
 
     def marginal(self, t: Time) -> tuple[Time, Time]:
         """exp(-B/2) and 1 - exp(-B)."""
-        b = self._schedule.integral(t)
+        b = self._integral(t)
         return torch.exp(-0.5 * b), -torch.expm1(-b)
-
-    def prior(self, event_shape: int | Sequence[int]) -> Base:
-        """N(0, I)."""
-        return StandardNormal(event_shape)
 
     def log_snr(self, t: Time) -> Time:
         """-2 log(1 - exp(-B)) - B."""
-        b = self._schedule.integral(t)
+        b = self._integral(t)
         return -2 * torch.log(-torch.expm1(-b)) - b
 
     def time(self, log_snr: Time) -> Time:
         """2 sinh(B/2) = exp(-λ/2), then t."""
-        return self._schedule.inverse_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
+        return self._inverse_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
 
 
 @dataclass(frozen=True)

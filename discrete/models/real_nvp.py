@@ -33,8 +33,8 @@ def RealNVP(
     Args:
         event_shape: number of features, 2 or more.
         layers: number of couplings; each two in a row share a partition, first one part passing, then the other.
-        strides: lengths of the runs in which partitions alternate, used in turn: (1,) for neighbours, (1, W) for columns
-            and then rows of a flattened image of even width W.
+        strides: lengths of the runs in which partitions alternate, used in turn: (1,) for neighbours, (1, W) for
+            columns and then rows of a flattened image of even width W.
         hidden: widths of each coupling's network.
         dropout: dropout probability in training.
         activation: activation of the networks.
