@@ -16,7 +16,7 @@ def parser(description: str, *, example: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--device", default="auto", help="cpu, cuda or auto (a GPU where there is one); default auto")
-    made.add_argument("--threads", type=int, default=0, help="CPU threads; default all that the process may use")
+    made.add_argument("--threads", type=int, default=0, help="CPU threads; default by the size of the model")
     return made
 
 

@@ -15,7 +15,6 @@ from experiment.evaluation import Array, Summary, evaluate, saved_log_prob, save
 from experiment.files import write_atomic, write_json
 from experiment.plots import likelihood_figure, png, sample_figure
 from experiment.run import Run, load_run, open_run
-from experiment.threads import set_threads
 
 SAMPLE_SEED = 30_000_000
 
@@ -103,7 +102,7 @@ def compare(
         draws: dequantization draws a row; each config's where omitted.
         data_root: folder of the data files, where it moved since training.
         device: where to compute.
-        threads: CPU threads, 0 for as many as the process may use.
+        threads: CPU threads, 0 to choose by the size of each model.
         progress_bar: show progress on the terminal.
 
     Returns:
@@ -112,7 +111,6 @@ def compare(
     Raises:
         UserError: no run, two runs of one name, or runs that were tested on different rows or noise.
     """
-    set_threads(threads)
     opened = [open_run(run) for run in runs]
     _check_names(opened)
     found = {

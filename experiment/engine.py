@@ -43,7 +43,7 @@ def train(
         data_root: folder of the data files.
         resume: go on from the folder's last checkpoint; starts afresh where there is none.
         device: `cpu`, `cuda` or `auto`.
-        threads: CPU threads, 0 for as many as the process may use.
+        threads: CPU threads, 0 to choose by the size of the model.
         tensorboard: also write TensorBoard events.
         progress_bar: show progress on the terminal.
 
@@ -54,12 +54,12 @@ def train(
         UserError: data, folder or checkpoint that do not fit.
         NumericalError: a loss or gradient that is not finite.
     """
-    set_threads(threads)
     place = resolve_device(device)
     run_dir, data_root = Path(run_dir), Path(data_root)
     saved = _saved_state(run_dir, config, resume=resume)
     dataset = load_data(config.data, data_root)
     trainer = Trainer(config, dataset, device=place)
+    set_threads(threads, trainer.built.model)
     if saved is None:
         run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
     else:

@@ -122,7 +122,7 @@ def evaluate(
         draws: dequantization draws a row; the config's where omitted.
         data_root: folder of the data files, where it moved since training.
         device: where to compute.
-        threads: CPU threads, 0 for as many as the process may use.
+        threads: CPU threads, 0 to choose by the size of the model.
         progress_bar: show progress on the terminal.
 
     Returns:
@@ -132,10 +132,10 @@ def evaluate(
         UserError: no run, no data, or a damaged checkpoint.
         NumericalError: a likelihood that is not finite; it names the row.
     """
-    set_threads(threads)
     folder = open_run(run)
     place = resolve_device(device)
     model = load_run(folder.path, device=place)
+    set_threads(threads, model)
     dataset = folder.load_data(None if data_root is None else Path(data_root))
     count = (draws or folder.config.evaluate.draws) if dataset.bins is not None else 1
     started = time.monotonic()

@@ -23,7 +23,7 @@ def draw_samples(
         seed: of the draws.
         out: the `.npy` file; `samples.npy` in the run folder where omitted. The picture lies beside it.
         device: where to compute.
-        threads: CPU threads, 0 for as many as the process may use.
+        threads: CPU threads, 0 to choose by the size of the model.
 
     Returns:
         The file of the samples `(count, *event)` and the picture.
@@ -34,10 +34,11 @@ def draw_samples(
     """
     if count < 1:
         raise UserError(f"--count must be 1 or more, but is {count}.")
-    set_threads(threads)
     place = resolve_device(device)
     folder = open_run(run)
-    x = load_run(folder.path, device=place).sample((count,), generator=torch.Generator(place).manual_seed(seed))
+    model = load_run(folder.path, device=place)
+    set_threads(threads, model)
+    x = model.sample((count,), generator=torch.Generator(place).manual_seed(seed))
     bad = (~x.flatten(1).isfinite().all(1)).nonzero()
     if len(bad):
         raise NumericalError(f"{folder.name}: sample {bad[0].item()} is not finite.")
