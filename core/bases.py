@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.density import Context, ExactDensity, Nats, Rng, Values
-from core.shapes import align, fold_batch
+from core.shapes import align, as_float, fold_batch
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -104,7 +104,7 @@ class DiagonalNormal(Base):
         learnable: bool = True,
     ) -> None:
         super().__init__(event_shape)
-        loc, scale = torch.as_tensor(loc), torch.as_tensor(scale)
+        loc, scale = as_float(loc), as_float(scale)
         if not bool((scale > 0).all()):
             raise ValueError(f"DiagonalNormal needs a positive scale, but its smallest is {scale.min().item():g}.")
         dtype = torch.result_type(self.anchor, loc + scale)
@@ -250,6 +250,7 @@ class GaussianMixture(Base):
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         noise = self._randn(shape, generator)
         count = math.prod(shape)
-        k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator).reshape(shape)
+        weights = self.log_weights.exp()
+        k = torch.multinomial(weights, max(count, 1), replacement=True, generator=generator)[:count].reshape(shape)
         spread = self.eigenvalues[k].sqrt() * noise
         return self.means[k] + torch.einsum("...dj,...j->...d", self.eigenvectors[k], spread)

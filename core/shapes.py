@@ -7,6 +7,17 @@ import torch
 from torch import Tensor
 
 
+def as_float(value: Tensor | float) -> Tensor:
+    """A floating-point tensor: whole numbers take torch's default dtype, tensors of floats keep theirs.
+
+    Example:
+        >>> as_float(2).dtype
+        torch.float32
+    """
+    tensor = torch.as_tensor(value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
 def as_event_shape(event_shape: int | Sequence[int]) -> torch.Size:
     """Shape of one event: `64` and `(64,)` are the same vector, `(1, 28, 28)` an image.
 

@@ -45,7 +45,7 @@ def test_a_changed_figure_is_noticed(monkeypatch, tmp_path):
 
 
 def test_scripts_named_in_the_readme_exist():
-    for name in set(re.findall(r"(\w+\.py)", README)):
+    for name in set(re.findall(r"\b\w+\.py\b", README)):
         assert (ROOT / name).is_file()
     for config in set(re.findall(r"configs/[\w/]+\.toml", README)):
         assert (ROOT / config).is_file()

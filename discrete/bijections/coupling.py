@@ -71,6 +71,7 @@ class Coupling(Bijection, abc.ABC):
     moving: Tensor
     order: Tensor
 
+    @abc.abstractmethod
     def __init__(
         self,
         event_shape: int | Sequence[int],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.density import Rng
-from core.shapes import vector_size
+from core.shapes import as_float, vector_size
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 
 
@@ -90,7 +90,7 @@ class Diagonal(Bijection):
 
     def __init__(self, event_shape: int | Sequence[int], *, scale: Tensor | float = 1.0) -> None:
         super().__init__(event_shape)
-        scale = torch.as_tensor(scale)
+        scale = as_float(scale)
         if not bool((scale > 0).all()):
             raise ValueError(f"Diagonal needs a positive scale, but its smallest is {scale.min().item():g}.")
         self.log_scale = nn.Parameter(scale.log().broadcast_to(self.event_shape).clone())

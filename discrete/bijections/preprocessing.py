@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.density import Rng
-from core.shapes import sum_event
+from core.shapes import as_float, sum_event
 from core.units import dequantization_nats
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 
@@ -104,17 +104,17 @@ class Logit(Bijection):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and log|det dz/dx|; where y leaves (0, 1) there is no density: z = 0 and -inf."""
-        y = self.alpha + (1 - 2 * self.alpha) * x
-        outside = (y <= 0) | (y >= 1)
-        z = torch.logit(torch.where(outside, 0.5, y))
-        return z, torch.where(outside.flatten(1).any(1), -math.inf, self._log_det(z))
+        # 1 - y on its own keeps the digits of 1 - x.
+        y, rest = (self.alpha + (1 - 2 * self.alpha) * part for part in (x, 1 - x))
+        outside = (y <= 0) | (rest <= 0)
+        log_y, log_rest = (torch.where(outside, 0.5, part).log() for part in (y, rest))
+        log_det = sum_event(math.log1p(-2 * self.alpha) - log_y - log_rest)
+        return log_y - log_rest, torch.where(outside.flatten(1).any(1), -math.inf, log_det)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x, within [-α, 1 + α]/(1 - 2α) stretched about ½, and log|det dx/dz|."""
-        return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha), -self._log_det(z)
-
-    def _log_det(self, z: Tensor) -> Tensor:
-        return sum_event(F.softplus(z) + F.softplus(-z) + math.log1p(-2 * self.alpha))
+        log_det = -sum_event(F.softplus(z) + F.softplus(-z) + math.log1p(-2 * self.alpha))
+        return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha), log_det
 
 
 class Scaling(Bijection):
@@ -144,10 +144,10 @@ class Scaling(Bijection):
         self, event_shape: int | Sequence[int], *, loc: Tensor | float = 0.0, scale: Tensor | float = 1.0
     ) -> None:
         super().__init__(event_shape)
-        scale = torch.as_tensor(scale)
+        scale = as_float(scale)
         if not bool((scale > 0).all()):
             raise ValueError(f"Scaling needs a positive scale, but its smallest is {scale.min().item():g}.")
-        self.register_buffer("loc", torch.as_tensor(loc).broadcast_to(self.event_shape).clone())
+        self.register_buffer("loc", as_float(loc).broadcast_to(self.event_shape).clone())
         self.register_buffer("scale", scale.broadcast_to(self.event_shape).clone())
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:

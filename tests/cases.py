@@ -1,0 +1,260 @@
+"""Named constructors of everything public: the contracts run over these, test_completeness.py finds what is missing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import scipy.stats as st
+import torch
+from helpers import Draw, TanhConditioner, normal, perturb, rng, seeded, unit
+from torch import Tensor, nn
+
+from cflows.models.score_sde import ScoreSDE
+from cflows.objectives.denoising import DenoisingScoreMatching, LikelihoodWeighting, VarianceWeighting, Weighting
+from cflows.probability_flow import ODESolver
+from cflows.samplers.euler_maruyama import EulerMaruyama
+from cflows.samplers.sampler import Sampler
+from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE
+from core import (
+    DensityModel,
+    DiagonalNormal,
+    ExactDivergence,
+    GaussianMixture,
+    Hutchinson,
+    HutchPlusPlus,
+    StandardLogistic,
+    StandardNormal,
+    StandardUniform,
+)
+from core.divergence import Divergence
+from discrete import (
+    NICE,
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    Bijection,
+    Compose,
+    Dequantization,
+    Diagonal,
+    Flow,
+    Inverse,
+    Logit,
+    Permutation,
+    RealNVP,
+)
+from discrete.bijections.preprocessing import Scaling
+
+
+@dataclass(frozen=True)
+class BijectionCase:
+    """A bijection, where its data and latents live, and what its Jacobian must look like."""
+
+    build: Callable[[], Bijection]
+    context_features: int = 0
+    data: Draw = normal
+    latents: Draw = normal
+    tail: float = 10.0
+    passes: tuple[int, ...] | None = None  # coordinates that a coupling must leave alone
+
+    def make(self, seed: int = 1) -> Bijection:
+        return perturb(seeded(self.build), rng(seed))
+
+    def context(self, rows: int, generator: torch.Generator) -> Tensor | None:
+        return normal(rows, (self.context_features,), generator) if self.context_features else None
+
+
+SMALL = {"hidden": (16,)}
+THIRD = torch.tensor([False, True, False, False, True, True, False])
+
+
+def _mixed() -> Bijection:
+    return Compose(
+        ActNorm(3),
+        AffineCoupling(3, context_features=2, **SMALL),
+        Permutation(3, order="random"),
+        Inverse(AdditiveCoupling(3, mask="half", context_features=2, **SMALL)),
+        Diagonal(3),
+    )
+
+
+def _preprocessing() -> Bijection:
+    return Compose(Logit((1, 2, 2), alpha=0.05), Scaling((1, 2, 2), loc=0.3, scale=2.0), ActNorm((1, 2, 2)))
+
+
+BIJECTIONS: dict[str, BijectionCase] = {
+    "additive-2": BijectionCase(partial(AdditiveCoupling, 2, **SMALL), passes=(0,)),
+    "additive-3-flipped": BijectionCase(partial(AdditiveCoupling, 3, mask="alternating_flipped", **SMALL), passes=(1,)),
+    "additive-7-half-context": BijectionCase(
+        partial(AdditiveCoupling, 7, mask="half", context_features=2, **SMALL), 2, passes=(0, 1, 2, 3)
+    ),
+    "additive-3-custom": BijectionCase(partial(AdditiveCoupling, 3, conditioner=TanhConditioner), passes=(0, 2)),
+    "affine-2": BijectionCase(partial(AffineCoupling, 2, **SMALL), passes=(0,)),
+    "affine-3-context": BijectionCase(partial(AffineCoupling, 3, context_features=2, **SMALL), 2, passes=(0, 2)),
+    "affine-3-half-flipped": BijectionCase(partial(AffineCoupling, 3, mask="half_flipped", **SMALL), passes=(2,)),
+    "affine-4-half": BijectionCase(partial(AffineCoupling, 4, mask="half", **SMALL), passes=(0, 1)),
+    "affine-7-half": BijectionCase(
+        partial(AffineCoupling, 7, mask="half", activation="silu", **SMALL), passes=(0, 1, 2, 3)
+    ),
+    "affine-7-tensor-context": BijectionCase(
+        partial(AffineCoupling, 7, mask=THIRD, context_features=3, **SMALL), 3, passes=(1, 4, 5)
+    ),
+    "affine-7-custom": BijectionCase(
+        partial(AffineCoupling, 7, mask="alternating_flipped", conditioner=TanhConditioner), passes=(1, 3, 5)
+    ),
+    "affine-3-bound": BijectionCase(partial(AffineCoupling, 3, log_scale_bound=0.5, **SMALL), passes=(0, 2)),
+    "permutation-1": BijectionCase(partial(Permutation, 1)),
+    "permutation-3-reverse": BijectionCase(partial(Permutation, 3)),
+    "permutation-7-random": BijectionCase(lambda: Permutation(7, order="random", generator=rng())),
+    "permutation-3-tensor": BijectionCase(partial(Permutation, 3, order=torch.tensor([1, 2, 0]))),
+    "diagonal-1": BijectionCase(partial(Diagonal, 1, scale=2.0)),
+    "diagonal-7": BijectionCase(partial(Diagonal, 7)),
+    "diagonal-image": BijectionCase(partial(Diagonal, (2, 1, 3), scale=torch.tensor([0.5, 1.0, 4.0]))),
+    "actnorm-1": BijectionCase(partial(ActNorm, 1)),
+    "actnorm-7": BijectionCase(partial(ActNorm, 7)),
+    "actnorm-image": BijectionCase(partial(ActNorm, (3, 2, 2))),
+    "scaling-1": BijectionCase(partial(Scaling, 1, loc=0.5, scale=0.5)),
+    "scaling-3": BijectionCase(
+        partial(Scaling, 3, loc=torch.tensor([0.0, 1.0, -2.0]), scale=torch.tensor([0.1, 1.0, 3.0]))
+    ),
+    "scaling-image": BijectionCase(partial(Scaling, (1, 2, 2), scale=4.0)),
+    "scaling-integer": BijectionCase(partial(Scaling, 2, scale=torch.tensor([255, 4]))),
+    "logit-1": BijectionCase(partial(Logit, 1, alpha=0.05), data=unit),
+    "logit-3-narrow": BijectionCase(partial(Logit, 3, alpha=1e-6), data=unit),
+    "logit-image": BijectionCase(partial(Logit, (1, 2, 2), alpha=0.05), data=unit),
+    "compose-mixed-context": BijectionCase(_mixed, 2),
+    "compose-preprocessing": BijectionCase(_preprocessing, data=unit),
+    "compose-one": BijectionCase(lambda: Compose(AffineCoupling(2, **SMALL))),
+    "inverse-affine": BijectionCase(lambda: Inverse(AffineCoupling(3, **SMALL)), passes=(0, 2)),
+    "inverse-compose-context": BijectionCase(lambda: Inverse(_mixed()), 2),
+    "inverse-logit": BijectionCase(lambda: Inverse(Logit(2, alpha=0.05)), latents=unit),
+    "inverse-inverse": BijectionCase(lambda: Inverse(Inverse(Diagonal(3)))),
+}
+
+SURJECTIONS: dict[str, Callable[[], Bijection]] = {
+    "dequantization-256": partial(Dequantization, 3, bins=256),
+    "dequantization-5": partial(Dequantization, (1, 2, 2), bins=5),
+}
+
+
+@dataclass(frozen=True)
+class DensityCase:
+    """A density, where its data lives, and its closed form from another library where there is one."""
+
+    build: Callable[..., DensityModel]
+    context_features: int = 0
+    data: Draw = normal
+    reference: Callable[[DensityModel, np.ndarray], np.ndarray] | None = None
+    box: tuple[float, float] | None = None  # holds all the mass in each coordinate; None: the whole line
+    tolerance: float = 1e-5  # of the integral over the event space; the solver's share for a continuous model
+    noise: float = 0.3
+
+    def make(self, seed: int = 1) -> DensityModel:
+        return perturb(seeded(self.build), rng(seed), std=self.noise)
+
+    def context(self, rows: int, generator: torch.Generator) -> Tensor | None:
+        return normal(rows, (self.context_features,), generator) if self.context_features else None
+
+
+MEANS = torch.tensor([[-1.0, 0.5], [1.5, 0.0]], dtype=torch.float64)
+COVARIANCES = torch.tensor([[[0.5, 0.2], [0.2, 0.3]], [[1.0, -0.6], [-0.6, 0.8]]], dtype=torch.float64)
+WEIGHTS = torch.tensor([1.0, 3.0], dtype=torch.float64)
+
+
+def _mixture_reference(_: DensityModel, x: np.ndarray) -> np.ndarray:
+    parts = [w * st.multivariate_normal(m, c).pdf(x) for w, m, c in zip([0.25, 0.75], MEANS, COVARIANCES, strict=True)]
+    return np.log(sum(parts))
+
+
+def _diagonal_reference(model: DensityModel, x: np.ndarray) -> np.ndarray:
+    scale = model.log_scale.detach().exp().numpy()
+    return st.norm(model.loc.detach().numpy(), scale).logpdf(x).reshape(len(x), -1).sum(1)
+
+
+def _elementwise(law: st.rv_continuous) -> Callable[[DensityModel, np.ndarray], np.ndarray]:
+    return lambda _, x: law.logpdf(x).reshape(len(x), -1).sum(1)
+
+
+def score_sde(features: int, **keywords: object) -> ScoreSDE:
+    """Small and on a fixed grid, so that rows do not touch one another."""
+    solver = ODESolver("rk4", steps=6)
+    sampler = EulerMaruyama(steps=20, t_min=1e-2)
+    return ScoreSDE(features, hidden=(16,), frequencies=2, t_min=1e-2, solver=solver, sampler=sampler, **keywords)
+
+
+LOGIT_RANGE = (-1 / 18, 19 / 18)  # where α = 0.05 maps the line
+
+DENSITIES: dict[str, DensityCase] = {
+    "normal-1": DensityCase(partial(StandardNormal, 1), reference=_elementwise(st.norm)),
+    "normal-image": DensityCase(partial(StandardNormal, (2, 1, 3)), reference=_elementwise(st.norm)),
+    "diagonal-normal-2": DensityCase(partial(DiagonalNormal, 2, scale=0.5), reference=_diagonal_reference),
+    "diagonal-normal-fixed": DensityCase(
+        partial(DiagonalNormal, 1, loc=1.0, scale=3.0, learnable=False), reference=_diagonal_reference
+    ),
+    "logistic-2": DensityCase(partial(StandardLogistic, 2), reference=_elementwise(st.logistic)),
+    "uniform-2": DensityCase(partial(StandardUniform, 2), data=unit, box=(0, 1), reference=_elementwise(st.uniform)),
+    "mixture-2": DensityCase(partial(GaussianMixture, MEANS, COVARIANCES, WEIGHTS), reference=_mixture_reference),
+    "nice-2": DensityCase(partial(NICE, 2, **SMALL), tolerance=1e-3),
+    "nice-3-context": DensityCase(partial(NICE, 3, context_features=2, **SMALL), 2),
+    "real-nvp-2": DensityCase(partial(RealNVP, 2, layers=4, activation="silu", **SMALL), tolerance=1e-3),
+    "real-nvp-3-context": DensityCase(partial(RealNVP, 3, layers=3, context_features=2, **SMALL), 2),
+    "real-nvp-4-strides": DensityCase(partial(RealNVP, 4, layers=4, strides=(1, 2), **SMALL)),
+    "real-nvp-bare": DensityCase(partial(RealNVP, 2, layers=2, actnorm=False, **SMALL), tolerance=1e-3),
+    "flow-diagonal-1": DensityCase(lambda: Flow(Diagonal(1, scale=3.0), StandardLogistic(1))),
+    "flow-logit-1": DensityCase(lambda: Flow(Logit(1), StandardLogistic(1)), data=unit, box=LOGIT_RANGE),
+    "flow-logit-real-nvp-2": DensityCase(
+        lambda: Flow(Compose(Logit(2), Scaling(2, scale=0.5)), RealNVP(2, layers=2, **SMALL)),
+        data=unit,
+        box=LOGIT_RANGE,
+        tolerance=1e-3,
+    ),
+    "flow-context-2": DensityCase(
+        lambda: Flow(AffineCoupling(2, context_features=1, **SMALL), StandardNormal(2)), 1, tolerance=1e-3
+    ),
+    "score-sde-1": DensityCase(partial(score_sde, 1), box=(-8, 8), tolerance=1e-3),
+    "score-sde-2-sub-vp-context": DensityCase(
+        partial(score_sde, 2, sde=SubVPSDE(), context_features=2), 2, box=(-7, 7), tolerance=1e-3, noise=0.1
+    ),
+    "score-sde-2-ve": DensityCase(
+        partial(score_sde, 2, sde=VESDE(0.01, 10.0), data_std=0.5), box=(-7, 7), tolerance=1e-3, noise=0.1
+    ),
+    "flow-score-sde-1": DensityCase(
+        lambda: Flow(Scaling(1, loc=1.0, scale=2.0), score_sde(1)), box=(-16, 16), tolerance=1e-3
+    ),
+    "flow-logit-score-sde-2": DensityCase(
+        lambda: Flow(Logit(2), score_sde(2, divergence=Hutchinson(probes=2))), data=unit, noise=0.1
+    ),
+}
+
+SDES: dict[str, tuple[SDE, float]] = {  # with the standard deviation at t = 0
+    "vp": (VPSDE(), 0.0),
+    "vp-steep": (VPSDE(0.5, 25.0), 0.0),
+    "sub-vp": (SubVPSDE(), 0.0),
+    "sub-vp-steep": (SubVPSDE(0.5, 25.0), 0.0),
+    "ve": (VESDE(), 0.0),
+    "ve-narrow": (VESDE(0.05, 20.0), 0.0),
+    "ve-convention": (VESDE(transition="convention"), 0.01),
+}
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler-maruyama": EulerMaruyama(steps=100, denoise=False),
+    "euler-maruyama-denoised": EulerMaruyama(steps=100, t_min=1e-4),
+}
+
+DIVERGENCES: dict[str, Divergence] = {
+    "exact": ExactDivergence(),
+    "exact-chunked": ExactDivergence(chunk=2),
+    "hutchinson": Hutchinson(),
+    "hutchinson-4": Hutchinson(probes=4),
+    "hutchinson-gaussian": Hutchinson(distribution="gaussian"),
+    "hutchinson-gaussian-3": Hutchinson(probes=3, distribution="gaussian"),
+    "hutch-plus-plus-3": HutchPlusPlus(probes=3),
+    "hutch-plus-plus-6": HutchPlusPlus(probes=6),
+}
+
+WEIGHTINGS: dict[str, Weighting] = {"variance": VarianceWeighting(), "likelihood": LikelihoodWeighting()}
+
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+    "denoising": DenoisingScoreMatching,
+    "denoising-likelihood": partial(DenoisingScoreMatching, weighting=LikelihoodWeighting()),
+}

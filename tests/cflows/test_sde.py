@@ -1,0 +1,101 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import SDES
+from contracts import sdes
+
+from cflows import SDE, VESDE, VPSDE, SubVPSDE
+from cflows.sde import reverse_drift
+
+CONTRACTS = [
+    sdes.marginal_solves_the_moment_equations,
+    sdes.drift_is_linear,
+    sdes.log_snr_matches,
+    sdes.prior_is_close_to_the_marginal,
+    sdes.shapes_and_dtypes_follow_time,
+    sdes.float32_keeps_its_digits,
+]
+
+# t, VP scale, VP std, sub-VP std, VE std under the convention, VE std of the exact transition.
+PUBLISHED = [
+    (1e-5, 0.9999994995, 1.000497126e-3, 1.000994499e-6, 0.01000085176, 1.305214056e-4),
+    (1e-3, 0.9999450265, 0.01048541634, 1.099439557e-4, 0.01008553568, 1.310736391e-3),
+    (0.1, 0.9467217988, 0.3220525355, 0.1037178356, 0.02343672912, 0.02119623249),
+    (0.5, 0.2811828808, 0.9596542021, 0.9209361875, 0.7071067812, 0.707036067),
+    (1.0, 0.006571586495, 0.9999784069, 0.9999568143, 50.0, 49.999999),
+]
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+@pytest.mark.parametrize("name", SDES)
+def test_contract(name: str, contract: Callable[[SDE], None]) -> None:
+    contract(SDES[name][0])
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_starts_at_the_data(name: str) -> None:
+    sde, std = SDES[name]
+    sdes.starts_at_the_data(sde, std=std)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"t={row[0]:g}")
+def test_published_marginals(row: tuple[float, ...], dtype: torch.dtype, tolerance: float) -> None:
+    t = torch.tensor(row[0], dtype=dtype)
+    found = (
+        *VPSDE().marginal(t),
+        SubVPSDE().marginal(t)[1],
+        VESDE(transition="convention").marginal(t)[1],
+        VESDE().marginal(t)[1],
+    )
+    for value, expected in zip(found, row[1:], strict=True):
+        assert value.dtype == dtype
+        assert abs(value.item() / expected - 1) < tolerance
+    torch.testing.assert_close(SubVPSDE().marginal(t)[0], found[0], rtol=0, atol=0)
+    assert VESDE().marginal(t)[0].item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sde", "at_zero", "at_one"), [(VPSDE(), 0.31622777, 4.4721360), (VESDE(), 0.041272735, 206.36367)]
+)
+def test_published_diffusion(sde: SDE, at_zero: float, at_one: float) -> None:
+    found = sde.diffusion(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    assert found == pytest.approx([at_zero, at_one], rel=1e-7)
+
+
+def test_sub_vp_diffusion_starts_at_zero_and_stays_below_vp() -> None:
+    t = torch.tensor([0.0, 0.1, 0.5], dtype=torch.float64)
+    g, bound = SubVPSDE().diffusion(t), VPSDE().diffusion(t)
+    assert g[0] == 0
+    assert (g < bound).all()
+
+
+def test_reverse_drift_of_a_stationary_process() -> None:
+    """N(0, 1) under VP: f - g² s = -½ β x + β x = ½ β x."""
+    x, t = torch.tensor([[2.0], [-1.0]], dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    beta = 0.1 + 0.5 * 19.9
+    torch.testing.assert_close(reverse_drift(lambda x, t: -x, VPSDE(), x, t), 0.5 * beta * x)
+
+
+def test_simulation_reaches_the_marginal() -> None:
+    """Forward Euler-Maruyama of drift and diffusion: mean and variance at t = ½ are those of `marginal`."""
+    generator, steps, rows = torch.Generator().manual_seed(0), 200, 20_000
+    for sde in (VPSDE(), SubVPSDE(), VESDE()):
+        x, dt = torch.full((rows, 1), 0.7, dtype=torch.float64), 0.5 / steps
+        for step in range(steps):
+            t = torch.tensor((step + 0.5) * dt, dtype=torch.float64)
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            x = x + sde.drift(x, t) * dt + sde.diffusion(t) * math.sqrt(dt) * noise
+        scale, std = (v.item() for v in sde.marginal(torch.tensor(0.5, dtype=torch.float64)))
+        assert abs(x.mean().item() - 0.7 * scale) < 5 * std / rows**0.5 + 0.01 * std
+        assert abs(x.std().item() / std - 1) < 5 / (2 * rows) ** 0.5 + 0.02
+
+
+@pytest.mark.parametrize("build", [VPSDE, SubVPSDE, VESDE])
+def test_schedule_must_rise(build: type[SDE]) -> None:
+    with pytest.raises(ValueError, match=r"beta_min < beta_max|sigma_min < sigma_max"):
+        build(2.0, 1.0)
+    with pytest.raises(ValueError, match="needs 0 <"):
+        build(0.0, 1.0)

@@ -1,0 +1,22 @@
+"""Puts the contracts and the cases on the path, keeps arithmetic on one thread and the global generator in place."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+
+# The repository goes first: tests/core must never stand in for the package core.
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_generator() -> Iterator[None]:
+    """Networks that a test builds on the fly start alike in every order and selection of tests."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

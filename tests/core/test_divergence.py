@@ -1,0 +1,109 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import DIVERGENCES
+from contracts import divergences
+from contracts.divergences import MATRIX, NORMAL_VARIANCE, SIGN_VARIANCE, linear
+from helpers import normal, rng
+
+from core import ExactDivergence, Hutchinson, HutchPlusPlus
+from core.divergence import Divergence
+
+RANDOM = [name for name, divergence in DIVERGENCES.items() if not divergence.exact]
+EXACT = [name for name in DIVERGENCES if name not in RANDOM]
+COMMON = [
+    divergences.gives_value_and_columns,
+    divergences.is_unbiased,
+    divergences.rows_are_independent,
+    divergences.is_differentiable,
+]
+
+
+@pytest.mark.parametrize("contract", COMMON)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_contract(name: str, contract: Callable[[Divergence, torch.Generator], None]) -> None:
+    contract(DIVERGENCES[name], rng(0))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_generator_and_device(name: str) -> None:
+    divergences.generator_decides(DIVERGENCES[name])
+    divergences.runs_on_meta(DIVERGENCES[name])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_equals_jacobian_trace(name: str) -> None:
+    divergences.equals_the_trace(DIVERGENCES[name], rng(1))
+
+
+@pytest.mark.parametrize("name", ["hutchinson", "hutchinson-4", "hutchinson-gaussian-3"])
+def test_columns_are_independent(name: str) -> None:
+    divergences.columns_are_independent(DIVERGENCES[name], rng(2))
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize(("distribution", "variance"), [("rademacher", SIGN_VARIANCE), ("gaussian", NORMAL_VARIANCE)])
+def test_variance(probes: int, distribution: str, variance: float) -> None:
+    divergences.variance_is(Hutchinson(probes, distribution), rng(3), expected=variance)
+
+
+def test_all_signs_give_mean_and_variance_exactly() -> None:
+    """Over the eight sign vectors in three dimensions the mean is the trace, the variance 2 Σ_{i≠j} Sᵢⱼ²."""
+    probes = divergences.signs(1, 3).permute(1, 0, 2)
+    _, estimates = Hutchinson()(linear, torch.zeros(8, 3, dtype=torch.float64), probes)
+    assert estimates.mean().item() == pytest.approx(MATRIX.trace().item(), abs=1e-12)
+    assert estimates.var(correction=0).item() == pytest.approx(SIGN_VARIANCE, abs=1e-12)
+
+
+def test_rademacher_is_exact_on_a_diagonal() -> None:
+    x = normal(5, (4,), rng(4))
+    _, estimates = Hutchinson(2)(lambda y: y**3, x, Hutchinson(2).draw(x, rng(5)))
+    torch.testing.assert_close(estimates, 3 * x.square().sum(1, keepdim=True).expand(5, 2))
+
+
+def test_rademacher_draws_fair_signs() -> None:
+    draws = Hutchinson(2).draw(torch.zeros(20_000, 3, dtype=torch.float64), rng(6))
+    assert draws.shape == (2, 20_000, 3)
+    assert (draws.abs() == 1).all()
+    assert draws.mean((0, 1)).abs().max() < 5 / 40_000**0.5
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_hutch_plus_plus_is_exact_on_low_rank(rank: int) -> None:
+    """Rank at most probes/3: every column is the trace itself, also where the sketch is of deficient rank."""
+    u, v = normal(rank, (10,), rng(7)), normal(rank, (10,), rng(8))
+    x = normal(6, (10,), rng(9))
+    divergence = HutchPlusPlus(probes=12)
+    _, estimates = divergence(lambda y: y @ (u.T @ v).T, x, divergence.draw(x, rng(10)))
+    torch.testing.assert_close(estimates, (u * v).sum().expand(6, 4), rtol=1e-9, atol=1e-9)
+
+
+def test_hutch_plus_plus_is_exact_with_enough_probes() -> None:
+    divergences.equals_the_trace(HutchPlusPlus(probes=30), rng(11), tolerance=1e-9)
+
+
+def test_hutch_plus_plus_beats_hutchinson_on_a_decaying_spectrum() -> None:
+    q, _ = torch.linalg.qr(normal(1, (20, 20), rng(12))[0])
+    a = q @ torch.diag(0.5 ** torch.arange(20, dtype=torch.float64)) @ q.T
+    x = torch.zeros(2000, 20, dtype=torch.float64)
+    spread = []
+    for divergence in (HutchPlusPlus(12), Hutchinson(12)):
+        _, estimates = divergence(lambda y: y @ a.T, x, divergence.draw(x, rng(13)))
+        spread.append(estimates.mean(1).std().item())
+    assert spread[0] < spread[1] / 4
+
+
+def test_a_field_without_x_has_no_divergence() -> None:
+    x = normal(3, (2,), rng(14))
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    for field in (torch.ones_like, lambda y: w.expand(3, 2)):
+        for divergence in (ExactDivergence(), Hutchinson(2)):
+            _, estimates = divergence(field, x, divergence.draw(x, rng(15)))
+            assert torch.count_nonzero(estimates) == 0
+
+
+@pytest.mark.parametrize("build", [lambda: Hutchinson(0), lambda: HutchPlusPlus(4), lambda: HutchPlusPlus(0)])
+def test_number_of_probes_must_make_sense(build: Callable[[], Divergence]) -> None:
+    with pytest.raises(ValueError, match="probes"):
+        build()

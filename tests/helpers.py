@@ -1,0 +1,64 @@
+"""Seeded draws, seeded construction, parameters moved away from where they start, and what a tooth is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+Draw = Callable[[int, tuple[int, ...], torch.Generator], Tensor]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(rows: int, event_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(rows, *event_shape, generator=generator, dtype=torch.float64)
+
+
+def unit(rows: int, event_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(rows, *event_shape, generator=generator, dtype=torch.float64)
+
+
+def seeded(build: Callable[[], T], seed: int = 0) -> T:
+    """Builds under a fixed seed of the global generator, which initialises networks, and restores it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def perturb(module: M, generator: torch.Generator, *, std: float = 0.3) -> M:
+    """Adds N(0, std²) to every parameter, in float64 and evaluation mode: nothing is tested at its initial values."""
+    module = module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return module
+
+
+class TanhConditioner(nn.Module):
+    """A conditioner of one's own, smooth, called with (x_b, context)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
+class Tooth(NamedTuple):
+    """A contract, something right that it must pass, and something wrong that it must reject."""
+
+    contract: Callable[[Any], None]
+    right: Callable[[], Any]
+    wrong: Callable[[], Any]
+
+    def bites(self) -> None:
+        self.contract(self.right())
+        with pytest.raises(AssertionError):
+            self.contract(self.wrong())
