@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -48,7 +49,7 @@ TABLES: dict[str, list[Column]] = {
 
 def table(name: str) -> str:
     """One table with its provenance, as Markdown."""
-    content = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    content = json.loads((RESULTS / f"{name}.json").read_text())
     columns = TABLES[name]
     lines = [[title for title, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row) for _, cell in columns] for row in content["rows"]]
@@ -58,8 +59,12 @@ def table(name: str) -> str:
 
 
 def rendered(page: str) -> str:
-    """The page with every marked table made anew."""
-    return BLOCK.sub(lambda m: m[1] + table(m[2]) + m[3], page)
+    """The page with every marked table made anew; one that was never measured stays as it is."""
+
+    def anew(m: re.Match[str]) -> str:
+        return m[1] + table(m[2]) + m[3] if (RESULTS / f"{m[2]}.json").exists() else m[0]
+
+    return BLOCK.sub(anew, page)
 
 
 def main(arguments: list[str]) -> None:

@@ -143,7 +143,8 @@ def ode_log_prob(
         Log-density in nats with its errors, each `(*batch,)`.
 
     Raises:
-        ValueError: `x` does not end in the base's event shape, an unknown method, a tolerance that is not positive.
+        ValueError: `x` does not end in the base's event shape, an unknown method, a tolerance that is not positive, or
+            t_min outside [0, 1).
         RuntimeError: the step size vanishes.
 
     Example:
@@ -154,6 +155,8 @@ def ode_log_prob(
         >>> abs(estimate.log_prob.item() - exact) < 1e-4
         True
     """
+    if not 0 <= t_min < 1:
+        raise ValueError(f"t_min must lie within [0, 1), but is {t_min}.")
     rows, batch_shape = fold_batch(x, base.event_shape, owner="ode_log_prob")
     divergence = default_divergence(rows.shape[1:].numel()) if divergence is None else divergence
     solver = ODESolver(method, rtol, atol, steps)

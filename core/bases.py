@@ -194,6 +194,12 @@ class GaussianMixture(Base):
         weights: Float[Tensor, " components"],
     ) -> None:
         super().__init__(means.shape[-1])
+        expected = (*means.shape, means.shape[1]), means.shape[:1]
+        if (covariances.shape, weights.shape) != expected:
+            raise ValueError(
+                f"GaussianMixture of means {tuple(means.shape)} needs covariances {tuple(expected[0])} and weights "
+                f"{tuple(expected[1])}, but they are {tuple(covariances.shape)} and {tuple(weights.shape)}."
+            )
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
         if not torch.allclose(covariances, covariances.mT) or not bool((eigenvalues > 0).all()):
             raise ValueError(

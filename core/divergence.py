@@ -12,6 +12,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -37,23 +38,23 @@ def value_and_vjp(field: Field, x: Rows) -> tuple[Rows, VJP]:
         x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
         value = field(x)
 
-    def vjp(v: Tensor) -> Tensor:
-        if not value.requires_grad:
-            return torch.zeros_like(v)
-        batched = len(v) > 1
-        cotangent = v if batched else v[0]
-        (product,) = torch.autograd.grad(
-            value,
-            x,
-            cotangent,
-            retain_graph=True,
-            create_graph=create_graph,
-            is_grads_batched=batched,
-            materialize_grads=True,
-        )
-        return product if batched else product[None]
+    return (value if create_graph else value.detach()), partial(_vjp, value, x)
 
-    return (value if create_graph else value.detach()), vjp
+
+def _vjp(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(v)
+    batched = len(v) > 1
+    (product,) = torch.autograd.grad(
+        value,
+        x,
+        v if batched else v[0],
+        retain_graph=True,
+        create_graph=torch.is_grad_enabled(),
+        is_grads_batched=batched,
+        materialize_grads=True,
+    )
+    return product if batched else product[None]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array])
     figure = Figure(figsize=(10.5, 1.9 + 0.55 * len(summaries)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     factor, unit = _unit(summaries[0])
+    bins = np.histogram_bin_edges(np.concatenate([values.mean(0) for values in log_prob]) * factor, 40)
     for i, (summary, values) in enumerate(zip(summaries, log_prob, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
         mean, error = summary.log_prob_nats * factor, summary.error_nats * abs(factor)
@@ -58,8 +59,8 @@ def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array])
             f"{mean:.3f} ± {error:.3f}", (mean, i), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9
         )
         rows = values.mean(0) * factor
-        right.hist(rows, bins=40, histtype="stepfilled", alpha=0.25, color=colour)
-        right.hist(rows, bins=40, histtype="step", color=colour, linewidth=1.5, label=summary.run)
+        right.hist(rows, bins=bins, histtype="stepfilled", alpha=0.25, color=colour)
+        right.hist(rows, bins=bins, histtype="step", color=colour, linewidth=1.5, label=summary.run)
     if summaries[0].entropy_nats is not None and factor == -1:
         left.axvline(summaries[0].entropy_nats, color=MUTED, linestyle="--", linewidth=1, label="entropy of the source")
         left.legend(frameon=False, fontsize=8)

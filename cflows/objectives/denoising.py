@@ -90,8 +90,14 @@ class DenoisingScoreMatching(nn.Module):
     def forward(
         self, batch: Float[Tensor, "rows ..."], context: Context = None, *, generator: Rng = None
     ) -> Float[Tensor, ""]:
-        """The loss of a batch `(rows, *event)` of data."""
+        """The loss of a batch `(rows, *event)` of data.
+
+        Raises:
+            ValueError: an empty batch.
+        """
         rows = len(batch)
+        if rows == 0:
+            raise ValueError("DenoisingScoreMatching needs at least one row, but the batch is empty.")
         offset = torch.rand((), generator=generator, dtype=batch.dtype, device=batch.device)
         u = (offset + torch.arange(rows, dtype=batch.dtype, device=batch.device) / rows) % 1
         t, weight = self.weighting.times(u, self.sde, self.t_min)

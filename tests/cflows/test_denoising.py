@@ -134,3 +134,9 @@ def test_smallest_time_must_be_inside(t_min: float) -> None:
     build: Callable[..., nn.Module] = partial(DenoisingScoreMatching, lambda x, t: -x, VPSDE())
     with pytest.raises(ValueError, match="t_min within"):
         build(t_min=t_min)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    loss = DenoisingScoreMatching(lambda x, t: -x, VPSDE())
+    with pytest.raises(ValueError, match="at least one row"):
+        loss(torch.zeros(0, 2))

@@ -135,3 +135,11 @@ def test_scale_and_location_broadcast_and_may_be_fixed() -> None:
     torch.testing.assert_close(x.mean((0, 1, 2)), torch.tensor([1.0, -1.0]), rtol=0, atol=0.005)
     with pytest.raises(ValueError, match="positive scale"):
         DiagonalNormal(2, scale=0.0)
+
+
+@pytest.mark.parametrize(("covariances", "weights"), [((2, 3, 3), (3,)), ((2, 3, 2), (2,)), ((3, 3, 3), (2,))])
+def test_mixture_of_shapes_that_do_not_fit_is_refused(covariances, weights) -> None:
+    # Called past the shape hook of the test suite, as a user calls it.
+    build = getattr(GaussianMixture.__init__, "__wrapped__", GaussianMixture.__init__)
+    with pytest.raises(ValueError, match="needs covariances"):
+        build(GaussianMixture.__new__(GaussianMixture), torch.zeros(2, 3), torch.ones(covariances), torch.ones(weights))
