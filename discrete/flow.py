@@ -40,14 +40,17 @@ class Flow(DensityModel):
         >>> flow.log_prob(torch.tensor([4.0])).exp().item()
         0.125
 
-        A matrix A maps the unit square to the parallelogram spanned by its columns, of area |det A|; the density
-        inside is 1 / |det A|. Here A = [[2, 0], [0, 3]].
+        X = A Z with Z uniform on the unit square fills the parallelogram spanned by the columns of A, of area |det A|,
+        with density 1/|det A|. Here A = [[2, 1], [0, 3]], undone by a shear and a rescaling: 1/6 inside, 0 outside.
 
-        >>> square = Flow(Diagonal(2, scale=torch.tensor([1 / 2, 1 / 3])), StandardUniform(2))
-        >>> round(square.log_prob(torch.tensor([1.5, 2.5])).exp().item(), 6)  # 1 / 6
-        0.166667
-        >>> square.log_prob(torch.tensor([2.5, 2.5])).exp().item()  # outside
-        0.0
+        >>> from discrete import AdditiveCoupling, Compose
+        >>> shear = AdditiveCoupling(2, mask="half_flipped", hidden=())  # x_2 passes, x_1 - x_2/3 moves
+        >>> _ = torch.nn.init.constant_(shear.conditioner.layers[0].weight, -1 / 3)
+        >>> rescale = Diagonal(2, scale=torch.tensor([1 / 2, 1 / 3]))
+        >>> parallelogram = Flow(Compose(shear, rescale), StandardUniform(2))
+        >>> density = parallelogram.log_prob(torch.tensor([[1.5, 1.5], [2.5, 2.7], [2.5, 0.3]])).exp()
+        >>> [round(p, 4) for p in density.tolist()]
+        [0.1667, 0.1667, 0.0]
     """
 
     def __init__(self, bijection: Bijection, base: DensityModel) -> None:

@@ -195,6 +195,9 @@ DENSITIES: dict[str, DensityCase] = {
     "uniform-2": DensityCase(partial(StandardUniform, 2), data=unit, box=(0, 1), reference=_elementwise(st.uniform)),
     "mixture-2": DensityCase(partial(GaussianMixture, MEANS, COVARIANCES, WEIGHTS), reference=_mixture_reference),
     "nice-2": DensityCase(partial(NICE, 2, **SMALL), tolerance=1e-3),
+    "nice-4-partitions": DensityCase(
+        partial(NICE, 4, masks=("half", torch.tensor([True, False, False, True]), "alternating"), **SMALL)
+    ),
     "nice-3-context": DensityCase(partial(NICE, 3, context_features=2, **SMALL), 2),
     "real-nvp-2": DensityCase(partial(RealNVP, 2, layers=4, activation="silu", **SMALL), tolerance=1e-3),
     "real-nvp-3-context": DensityCase(partial(RealNVP, 3, layers=3, context_features=2, **SMALL), 2),

@@ -1,10 +1,12 @@
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from core.bases import StandardLogistic
 from core.density import DensityModel
 from core.shapes import vector_size
 from discrete.bijection import Compose
-from discrete.bijections.coupling import AdditiveCoupling
+from discrete.bijections.coupling import AdditiveCoupling, MaskName
 from discrete.bijections.linear import Diagonal
 from discrete.flow import Flow
 
@@ -13,12 +15,13 @@ def NICE(
     event_shape: int | Sequence[int],
     *,
     layers: int = 4,
+    masks: Sequence[MaskName | Tensor] = ("alternating", "alternating_flipped"),
     hidden: Sequence[int] = (512, 512),
     dropout: float = 0.0,
     context_features: int = 0,
     base: DensityModel | None = None,
 ) -> Flow:
-    """NICE: additive couplings over alternating partitions, then one positive rescaling S of every coordinate.
+    """NICE: additive couplings over any partitions, then one positive rescaling S of every coordinate.
 
     log p(x) = log p_base(f(x)) + Σ log S_ii: the couplings preserve volume.
 
@@ -30,6 +33,7 @@ def NICE(
     Args:
         event_shape: number of features, 2 or more.
         layers: number of couplings; 4 in the paper, three at least for every coordinate to steer every other.
+        masks: partitions that the couplings take in turn, by name or as boolean tensors: any partition.
         hidden: widths of each coupling's network; five of 1000 in the paper's MNIST model.
         dropout: dropout probability in training.
         context_features: width of the context, 0 for none.
@@ -39,7 +43,8 @@ def NICE(
         The flow.
 
     Raises:
-        ValueError: an event that is no vector of 2 features or more, or a base over another shape.
+        ValueError: an event that is no vector of 2 features or more, a mask that does not split it, or a base over
+            another shape.
 
     Example:
         >>> import torch
@@ -50,7 +55,7 @@ def NICE(
     couplings = [
         AdditiveCoupling(
             features,
-            mask="alternating" if i % 2 == 0 else "alternating_flipped",
+            mask=masks[i % len(masks)],
             hidden=hidden,
             dropout=dropout,
             context_features=context_features,

@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiment import evaluate, load_config, train
+from experiment.data import mnist
+from experiment.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", ROOT.parent / "shared" / "data"))
@@ -41,6 +44,10 @@ def test_real_nvp_trains_on_mnist(tmp_path):
 @needs_mnist
 def test_vp_sde_trains_on_mnist(tmp_path):
     config = load_config(ROOT / "configs/mnist/vp_sde.toml", [*SHORT, "model.hidden=[256, 256]"])
+    untrained = Trainer(config, mnist(DATA), device=torch.device("cpu")).validate()
     run = train(config, tmp_path / "run", data_root=DATA)
     loss = losses(run, "validation_denoising_loss")
-    assert loss[-1] < loss[0] - 0.1
+    assert loss == sorted(loss, reverse=True)
+    # An untrained network is the score of independent Gaussians, 6.892 here; 300 steps bring 0.07 nats per dimension.
+    # The noise is the same for both, so the difference carries almost none.
+    assert loss[-1] < untrained - 0.05
