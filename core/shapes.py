@@ -11,7 +11,7 @@ def as_float(value: Tensor | float) -> Tensor:
     """A floating-point tensor: whole numbers take torch's default dtype, tensors of floats keep theirs.
 
     Example:
-        >>> as_float(2).dtype
+        >>> as_float(torch.tensor(2)).dtype
         torch.float32
     """
     tensor = torch.as_tensor(value)
