@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from experiment.files import write_json
+from experiment.threads import available_cores
 
 DOCS = Path(__file__).parents[1] / "docs"
 RUNS = Path(__file__).parents[1] / "runs" / "results"
@@ -23,7 +23,7 @@ def record(name: str, measure: Measure) -> None:
     settings, rows = measure()
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchdiffeq", "numpy", "scikit-learn")}
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, {torch.get_num_threads()} torch threads"
+    machine = f"{platform.machine()}, {available_cores()} CPU cores, {torch.get_num_threads()} torch threads"
     content = {
         "name": name,
         "date": started.date().isoformat(),

@@ -18,10 +18,11 @@ Field = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]  # (t, 
 Events = Shaped[Tensor, "..."]  # (*batch, *event)
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
+MAX_STEPS = 20_000  # far beyond any solve that ends: a tolerance out of reach stops here
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ODESolver:
     """How an ODE is solved: a method of torchdiffeq with tolerances, or on a fixed grid with steps.
 
@@ -77,9 +78,14 @@ class ODESolver:
         """
         grid = torch.linspace(0, 1, self.steps + 1, dtype=t.dtype, device=t.device) * (t[1] - t[0]) + t[0]
         # An adaptive method would step past the end and interpolate: step_t makes it land there.
-        adaptive = {"norm": _worst_row, "step_t": t[1:]}
+        adaptive = {"norm": _worst_row, "step_t": t[1:], "max_num_steps": MAX_STEPS}
         options = {"grid_constructor": lambda *_: grid} if self.method in FIXED else adaptive
-        rtol = (self.rtol, 10 * torch.finfo(x.dtype).eps)
+        eps = torch.finfo(x.dtype).eps
+        if self.method in ADAPTIVE and self.rtol < eps:
+            raise ValueError(
+                f"rtol={self.rtol:g} is below the precision {eps:g} of {x.dtype}; loosen it or use float64."
+            )
+        rtol = (self.rtol, 10 * eps)
         atol = (self.atol, self.atol)
         try:
             path = odeint(field, (x, nats), t, rtol=rtol, atol=atol, method=self.method, options=options)
@@ -144,7 +150,7 @@ def ode_log_prob(
 
     Raises:
         ValueError: `x` does not end in the base's event shape, an unknown method, a tolerance that is not positive, or
-            t_min outside [0, 1).
+            t_min outside [0, 1), one step of a fixed method with a solver error, or a tolerance below the dtype's own.
         RuntimeError: the step size vanishes.
 
     Example:
@@ -159,7 +165,9 @@ def ode_log_prob(
         raise ValueError(f"t_min must lie within [0, 1), but is {t_min}.")
     rows, batch_shape = fold_batch(x, base.event_shape, owner="ode_log_prob")
     divergence = default_divergence(rows.shape[1:].numel()) if divergence is None else divergence
-    solver = ODESolver(method, rtol, atol, steps)
+    solver = ODESolver(method=method, rtol=rtol, atol=atol, steps=steps)
+    if error_factor is not None and method in FIXED and steps < 2:
+        raise ValueError("the solver error of a fixed method compares with half its steps and needs 2 or more, not 1.")
     probes = divergence.draw(rows, generator)
     log_prob, std_error, nfe = _solve(velocity, base, rows, divergence, probes, solver, t_min)
     solver_error = None

@@ -55,7 +55,7 @@ class SDE(abc.ABC):
         """The t with this log-SNR."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _LinearBeta(SDE, abc.ABC):
     """Drift -½ β(t) x with β(t) = β_min + t (β_max - β_min), B(t) = ∫β, and a standard normal prior."""
 
@@ -87,7 +87,7 @@ class _LinearBeta(SDE, abc.ABC):
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VPSDE(_LinearBeta):
     """dx = -½ β(t) x dt + √β(t) dw: α = exp(-B/2), σ² = 1 - exp(-B), B(t) = ∫β.
 
@@ -116,15 +116,16 @@ class VPSDE(_LinearBeta):
         return torch.exp(-0.5 * b), torch.sqrt(-torch.expm1(-b))
 
     def log_snr(self, t: Time) -> Time:
-        """-log(exp(B) - 1)."""
-        return -torch.log(torch.expm1(self._integral(t)))
+        """-log(exp(B) - 1) = -B - log(1 - exp(-B))."""
+        b = self._integral(t)
+        return -b - torch.log(-torch.expm1(-b))
 
     def time(self, log_snr: Time) -> Time:
         """B = log(1 + exp(-λ)), then t."""
         return self._inverse_integral(F.softplus(-log_snr))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubVPSDE(_LinearBeta):
     """dx = -½ β(t) x dt + √(β(t)(1 - exp(-2B))) dw: α = exp(-B/2), σ = 1 - exp(-B).
 
@@ -161,7 +162,7 @@ class SubVPSDE(_LinearBeta):
         return self._inverse_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VESDE(SDE):
     """dx = g(t) dw with g² = d[s²]/dt, s(t) = σ_min (σ_max/σ_min)^t: α = 1, σ² = s(t)² - σ_min².
 
@@ -186,6 +187,8 @@ class VESDE(SDE):
     transition: Literal["exact", "convention"] = "exact"
 
     def __post_init__(self) -> None:
+        if self.transition not in ("exact", "convention"):
+            raise ValueError(f"VESDE's transition is exact or convention, not {self.transition!r}.")
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"VESDE needs 0 < sigma_min < sigma_max, but they are {self.sigma_min} and {self.sigma_max}."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.density import Context, ExactDensity, Nats, Rng, Values
-from core.shapes import align, as_float, fold_batch
+from core.shapes import align, as_float, fold_batch, sum_event
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -67,7 +67,7 @@ class StandardNormal(Base):
     """
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return -0.5 * (x.square() + LOG_2PI).flatten(1).sum(1)
+        return -0.5 * sum_event(x.square() + LOG_2PI)
 
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         return self._randn(shape, generator)
@@ -117,7 +117,7 @@ class DiagonalNormal(Base):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.loc) * torch.exp(-self.log_scale)
-        return -(0.5 * (z.square() + LOG_2PI) + self.log_scale).flatten(1).sum(1)
+        return -sum_event(0.5 * (z.square() + LOG_2PI) + self.log_scale)
 
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         return self.loc + self.log_scale.exp() * self._randn(shape, generator)
@@ -134,7 +134,7 @@ class StandardLogistic(Base):
     """
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return -(F.softplus(x) + F.softplus(-x)).flatten(1).sum(1)
+        return -sum_event(F.softplus(x) + F.softplus(-x))
 
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         # rand includes 0 and excludes 1: half a step up keeps the logit finite and the law symmetric.
@@ -153,8 +153,8 @@ class StandardUniform(Base):
     """
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        inside = ((x >= 0) & (x < 1)).flatten(1).all(1)
-        return torch.where(inside, 0.0, -math.inf).to(x.dtype)
+        inside = torch.where((x >= 0) & (x < 1), 0.0, -math.inf)
+        return sum_event(torch.where(x.isnan(), math.nan, inside)).to(x.dtype)
 
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         return self._rand(shape, generator)
@@ -193,7 +193,11 @@ class GaussianMixture(Base):
         covariances: Float[Tensor, "components features features"],
         weights: Float[Tensor, " components"],
     ) -> None:
-        super().__init__(means.shape[-1])
+        if means.ndim != 2:
+            raise ValueError(
+                f"GaussianMixture needs means (components, features), but their shape is {tuple(means.shape)}."
+            )
+        super().__init__(means.shape[1])
         expected = (*means.shape, means.shape[1]), means.shape[:1]
         if (covariances.shape, weights.shape) != expected:
             raise ValueError(

@@ -81,7 +81,7 @@ class Divergence(abc.ABC):
         """f(x) and independent estimates of ∇·f(x), `(rows, columns)`, whose mean is the estimate."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExactDivergence(Divergence):
     """∇·f = Σᵢ ∂fᵢ/∂xᵢ by D vector-Jacobian products.
 
@@ -118,7 +118,7 @@ class ExactDivergence(Divergence):
         return value, torch.cat(diagonals, 1).sum(1, keepdim=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hutchinson(Divergence):
     """∇·f = E[vᵀ (∂f/∂x) v], E[v vᵀ] = I: `probes` vector-Jacobian products batched in one call.
 
@@ -160,7 +160,7 @@ class Hutchinson(Divergence):
         return value, _dot(vjp(probes), probes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HutchPlusPlus(Divergence):
     """∇·f = tr(Qᵀ J Q) + E[vᵀ (I - QQᵀ) J (I - QQᵀ) v] with Q an orthonormal basis of the range of Jᵀ S.
 

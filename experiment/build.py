@@ -131,6 +131,8 @@ def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows
     z = rows
     if layers:
         z, _ = Compose(*layers)(rows, generator=torch.Generator().manual_seed(0))
+    if len(z) < 2:
+        raise UserError(f"preprocessing.standardize needs 2 training rows or more, but there are {len(z)}.")
     std, mean = torch.std_mean(z, 0)
     constant = (std <= 1e-12 * mean.abs()).flatten().nonzero()
     if len(constant):

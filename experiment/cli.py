@@ -27,6 +27,9 @@ def run(main: Callable[[], None]) -> int:
     except (UserError, NumericalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; files on disk are whole, and train.py goes on with --resume.", file=sys.stderr)
         return 130

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from experiment.device import resolve_device
 from experiment.errors import UserError
-from experiment.evaluation import Array, Summary, evaluate, saved_log_prob, saved_summary
+from experiment.evaluation import Array, Summary, evaluate, known, saved_log_prob, saved_summary
 from experiment.files import write_atomic, write_json
 from experiment.plots import likelihood_figure, png, sample_figure
 from experiment.run import Run, load_run, open_run
@@ -111,8 +112,11 @@ def compare(
     Raises:
         UserError: no run, two runs of one name, or runs that were tested on different rows or noise.
     """
+    if draws is not None and draws < 1:
+        raise UserError(f"--draws must be 1 or more, but is {draws}.")
     opened = [open_run(run) for run in runs]
     _check_names(opened)
+    _make_folder(Path(out))
     found = {
         run.name: saved_summary(run, draws=draws)
         or evaluate(
@@ -132,9 +136,16 @@ def compare(
 
 def _paired(first: Summary, second: Summary, a: Array, b: Array) -> PairedDifference:
     rows = (a - b).mean(0)
-    statistical = float(rows.std(ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
+    statistical = float(rows.std(ddof=1)) / math.sqrt(len(rows))
     error = math.hypot(statistical, first.solver_error_nats, second.solver_error_nats)
     return PairedDifference(first.run, second.run, float(rows.mean()), error)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made a folder: {error.strerror or error}.") from error
 
 
 def _check_names(runs: Sequence[Run]) -> None:
@@ -175,8 +186,7 @@ def _row(s: Summary, *, integers: bool) -> list[str]:
     if integers:
         tighter = s.bits_per_dim_log_mean_exp
         cells += [f"{s.bits_per_dim:.4f} ± {s.bits_per_dim_error:.4f}", "-" if tighter is None else f"{tighter:.4f}"]
-    trace = "unknown" if s.trace_error_nats is None else f"{s.trace_error_nats:.3f}"
-    cells += [f"{s.sampling_error_nats:.3f}", f"{s.dequantization_error_nats:.3f}", trace]
+    cells += [f"{s.sampling_error_nats:.4f}", known(s.dequantization_error_nats), known(s.trace_error_nats)]
     cells += [f"{s.solver_error_nats:.4f}", f"{s.truncation_nats:+.4f}", f"{s.nfe:.0f}", f"{s.parameters:,}"]
     return [*cells, f"{s.train_seconds:.0f}", f"{s.seconds:.0f}"]
 
@@ -189,19 +199,24 @@ def _write(
     data_root: str | Path | None,
     device: str,
 ) -> None:
-    folder = comparison.folder
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(s) for s in comparison.summaries]
-    write_json(
-        folder / "comparison.json",
-        {"runs": rows, "paired_differences": [asdict(d) for d in comparison.differences]},
-    )
-    write_atomic(folder / "comparison.md", comparison.markdown().encode())
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
+    samples = _samples(runs, data_root=data_root, device=device)
+    figures = {"samples.png": samples, "likelihoods.png": likelihood_figure(comparison.summaries, log_prob)}
+    folder = comparison.folder
+    for name, figure in figures.items():
+        write_atomic(folder / name, png(figure))
+    differences = [asdict(d) for d in comparison.differences]
+    write_json(folder / "comparison.json", {"runs": rows, "paired_differences": differences})
+    write_atomic(folder / "comparison.md", comparison.markdown().encode())
     write_atomic(folder / "comparison.csv", table.getvalue().encode())
+
+
+def _samples(runs: Sequence[Run], *, data_root: str | Path | None, device: str) -> Figure:
+    """Draws of each run beside its test data."""
     dataset = runs[0].load_data(None if data_root is None else Path(data_root))
     count = 64 if dataset.image_shape is not None else 4000
     samples = {"test data": dataset.test[:count].double().numpy()}
@@ -210,9 +225,4 @@ def _write(
         generator = torch.Generator(place).manual_seed(SAMPLE_SEED)
         drawn = load_run(run.path, device=place).sample((count,), generator=generator)
         samples[run.name] = drawn.double().cpu().numpy()
-    figures = {
-        "samples.png": sample_figure(samples, image_shape=dataset.image_shape, title=f"Samples: {dataset.name}"),
-        "likelihoods.png": likelihood_figure(comparison.summaries, log_prob),
-    }
-    for name, figure in figures.items():
-        write_atomic(folder / name, png(figure))
+    return sample_figure(samples, image_shape=dataset.image_shape, title=f"Samples: {dataset.name}")

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from experiment.data import TOY_ENTROPY_NATS
 from experiment.errors import UserError
 from experiment.messages import describe
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -22,7 +23,7 @@ Layout = Literal["flat", "image"]
 class Section(BaseModel):
     """A table of the config file: unknown keys are refused, values are checked and then fixed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DigitsData(Section):
@@ -40,7 +41,7 @@ class ToyData(Section):
     train_rows: Count = 50_000
     validation_rows: Count = 5_000
     test_rows: Count = 10_000
-    seed: int = 0
+    seed: Seed = 0
 
 
 class MNISTData(Section):
@@ -58,14 +59,14 @@ class TableData(Section):
     path: str
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class NoPreprocessing(Section):
     """The data as they are; integers are dequantized to [0, 1)."""
 
     kind: Literal["none"] = "none"
-    standardize: bool = False
+    standardize: StrictBool = False
 
 
 class LogitPreprocessing(Section):
@@ -73,14 +74,14 @@ class LogitPreprocessing(Section):
 
     kind: Literal["logit"]
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    standardize: bool = False
+    standardize: StrictBool = False
 
 
 class ScalePreprocessing(Section):
     """Integers dequantized to [0, 1), then stretched to [-1, 1)."""
 
     kind: Literal["scale"]
-    standardize: bool = False
+    standardize: StrictBool = False
 
 
 class NICEModel(Section):
@@ -103,7 +104,7 @@ class RealNVPModel(Section):
     dropout: Share = 0.0
     activation: Literal["relu", "silu", "tanh", "elu", "gelu"] = "relu"
     log_scale_bound: Positive = 3.0
-    actnorm: bool = True
+    actnorm: StrictBool = True
 
 
 class VPProcess(Section):
@@ -150,7 +151,7 @@ class HutchPlusPlusTrace(Section):
     """See `core.HutchPlusPlus`."""
 
     kind: Literal["hutch++"]
-    probes: int = Field(12, ge=3, multiple_of=3)
+    probes: int = Field(12, strict=True, ge=3, multiple_of=3)
 
 
 class Solver(Section):
@@ -161,7 +162,7 @@ class Solver(Section):
     ] = "dopri5"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
-    steps: Count = 100
+    steps: int = Field(100, strict=True, ge=2)
 
 
 class EulerMaruyamaSampler(Section):
@@ -169,7 +170,7 @@ class EulerMaruyamaSampler(Section):
 
     steps: Count = 1000
     t_min: Share = 1e-3
-    denoise: bool = True
+    denoise: StrictBool = True
 
 
 class ScoreSDEModel(Section):
@@ -185,7 +186,7 @@ class ScoreSDEModel(Section):
     weighting: Literal["variance", "likelihood"] = "variance"
     divergence: Annotated[ExactTrace | HutchinsonTrace | HutchPlusPlusTrace, Field(discriminator="kind")] | None = None
     solver: Solver = Solver()
-    error_factor: float | None = Field(10.0, gt=1)
+    error_factor: float = Field(10.0, gt=1)
     sampler: EulerMaruyamaSampler = EulerMaruyamaSampler()
 
 
@@ -198,12 +199,14 @@ class Train(Section):
     learning_rate: Positive = 1e-3
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, strict=True, ge=0)
     gradient_clip: Positive | None = None
     ema_decay: Share = 0.0
     validate_every: Count = 500
     validation_draws: Count = 1
-    patience: int = Field(0, ge=0, description="validations without a better one before stopping; 0 never stops")
+    patience: int = Field(
+        0, strict=True, ge=0, description="validations without a better one before stopping; 0 never stops"
+    )
     log_every: Count = 100
 
 
@@ -216,7 +219,7 @@ class Evaluate(Section):
 class Config(Section):
     """One experiment, fully resolved."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     data: Annotated[DigitsData | ToyData | MNISTData | TableData, Field(discriminator="kind")]
     preprocessing: Annotated[NoPreprocessing | LogitPreprocessing | ScalePreprocessing, Field(discriminator="kind")] = (
         NoPreprocessing()

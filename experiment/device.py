@@ -11,9 +11,14 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {name} was asked for, but torch sees no GPU; use cpu or auto.")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device must be cpu, cuda or auto, but is {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device must be cpu, cuda or auto, but is {name!r}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name} was asked for, but torch sees no GPU; use cpu or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name} was asked for, but torch sees {torch.cuda.device_count()} GPU(s), from cuda:0.")
+    return device

@@ -9,6 +9,8 @@ from experiment.build import Built
 class EMA:
     """θ̄ ← θ̄ + (1 - d)(θ - θ̄) with d = min(decay, (1 + n)/(10 + n)): a running mean that forgets its start.
 
+    The first update copies.
+
     Args:
         built: model and objective whose parameters are followed.
         decay: 0 for a plain copy.

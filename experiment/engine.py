@@ -64,8 +64,7 @@ def train(
         run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
     else:
         run = open_run(run_dir)
-        if run.environment["data_fingerprint"] != dataset.fingerprint:
-            raise UserError(f"run folder {run_dir} was begun on other rows of {dataset.name} than those there now.")
+        run.check_rows(dataset)
         try:
             trainer.load_state(saved)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -148,7 +147,7 @@ class _Watch:
         if math.isfinite(step):
             raise NumericalError(
                 f"loss or gradient is not finite at step {step:.0f}; lower the learning rate or set "
-                "train.gradient_clip. The last good checkpoint is kept."
+                "train.gradient_clip. A checkpoint written before it is kept."
             )
 
     def read(self) -> tuple[float, float]:
@@ -159,22 +158,22 @@ class _Watch:
 
 
 def _saved_state(run_dir: Path, config: Config, *, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a fresh start.
+    """The checkpoint to go on from, or None for a fresh start; a folder without any checkpoint is free.
 
     Raises:
         UserError: the folder holds another experiment, or this one and resuming was not asked for.
     """
-    if not (run_dir / "config.json").exists():
+    if not any(run_dir.glob("*.ckpt")):
         return None
     run = open_run(run_dir)
     if run.config.digest != config.digest:
         difference = first_difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
         raise UserError(f"run folder {run_dir} belongs to another config ({difference}); choose another --run-dir.")
-    if not run.last.exists():
-        return None
     if not resume:
         raise UserError(f"run folder {run_dir} already holds this run; add --resume, or choose another --run-dir.")
+    if not run.last.exists():
+        return None
     state = load_checkpoint(run.last)
-    if state.get("config_sha256_16") != config.digest:
+    if state.get("config_sha256_16") != run.environment["config_sha256_16"]:
         raise UserError(f"checkpoint {run.last} belongs to another config than {run_dir / 'config.json'}.")
     return state

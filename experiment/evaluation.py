@@ -3,7 +3,8 @@
 import io
 import math
 import time
-from dataclasses import asdict, dataclass
+import zipfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from core import DensityModel, bits_per_dim
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.files import load_checkpoint, read_json, write_atomic, write_json
-from experiment.run import Run, load_run, open_run
+from experiment.files import read_json, write_atomic, write_json
+from experiment.run import Run, load_best, load_run, open_run
 from experiment.threads import set_threads
 
 # The noise of a draw follows from these two: with other batches every model would see other noise.
@@ -43,7 +44,7 @@ class Summary:
         kind: exact, estimate or bound.
         log_prob_nats: mean over rows and draws.
         sampling_error_nats: standard error over rows, the noise of draws and probes included.
-        dequantization_error_nats: the part of it that more draws would take away.
+        dequantization_error_nats: the part of it that more draws would take away; None where one draw cannot tell.
         trace_error_nats: the part of it that more trace probes would take away; None where one probe cannot tell.
         solver_error_nats: mean size of the ODE solver's error, which no average takes away.
         truncation_nats: mean of what lies before t_min, to first order; not added to anything.
@@ -69,7 +70,7 @@ class Summary:
     kind: str
     log_prob_nats: float
     sampling_error_nats: float
-    dequantization_error_nats: float
+    dequantization_error_nats: float | None
     trace_error_nats: float | None
     solver_error_nats: float
     truncation_nats: float
@@ -93,12 +94,12 @@ class Summary:
         bits = (
             "" if self.bits_per_dim is None else f", {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} bits/dim"
         )
-        trace = "unknown (one probe)" if self.trace_error_nats is None else f"{self.trace_error_nats:.4f}"
+        drawn, trace = known(self.dequantization_error_nats), known(self.trace_error_nats)
         return (
             f"{self.run}: log p = {self.log_prob_nats:.4f} ± {self.error_nats:.4f} nats{bits} ({self.kind}), "
             f"{self.rows} test rows of {self.data}, {self.draws} draw(s)\n"
             f"  error budget in nats: rows {self.sampling_error_nats:.4f} (of it draws "
-            f"{self.dequantization_error_nats:.4f}, trace {trace}), solver {self.solver_error_nats:.4f}; "
+            f"{drawn}, trace {trace}), solver {self.solver_error_nats:.4f}; "
             f"truncation {self.truncation_nats:+.4f}; NFE {self.nfe:.0f}; {self.seconds:.1f} s"
         )
 
@@ -132,12 +133,16 @@ def evaluate(
         UserError: no run, no data, or a damaged checkpoint.
         NumericalError: a likelihood that is not finite; it names the row.
     """
+    if draws is not None and draws < 1:
+        raise UserError(f"--draws must be 1 or more, but is {draws}.")
     folder = open_run(run)
     place = resolve_device(device)
     model = load_run(folder.path, device=place)
     set_threads(threads, model)
     dataset = folder.load_data(None if data_root is None else Path(data_root))
-    count = (draws or folder.config.evaluate.draws) if dataset.bins is not None else 1
+    if len(dataset.test) < 2:
+        raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
+    count = _draws(folder, draws) if dataset.bins is not None else 1
     started = time.monotonic()
     arrays, kind = _measure(model, dataset.test.to(place), count, run=folder.name, progress_bar=progress_bar)
     summary = _summarise(folder, dataset, arrays, kind, seconds=time.monotonic() - started)
@@ -148,17 +153,23 @@ def evaluate(
     return summary
 
 
+def known(error: float | None) -> str:
+    """An error in nats, or that a single draw or probe cannot tell it."""
+    return "unknown" if error is None else f"{error:.4f}"
+
+
 def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
     """The summary that `evaluate` left, or None where there is none or it is of other weights or draws."""
-    path = run.path / "evaluation.json"
-    if not path.exists():
-        return None
     try:
-        summary = Summary(**read_json(path))
-    except TypeError:
+        summary = replace(Summary(**read_json(run.path / "evaluation.json")), run=run.name)
+        shape = saved_log_prob(run).shape
+    except (UserError, TypeError):
         return None
-    wanted = draws or (run.config.evaluate.draws if summary.bits_per_dim is not None else 1)
-    fresh = summary.train_step == load_checkpoint(run.best)["step"] and summary.draws == wanted
+    wanted = _draws(run, draws) if summary.bits_per_dim is not None else 1
+    fresh = summary.train_step == load_best(run)["step"] and shape == (wanted, summary.rows) == (
+        summary.draws,
+        shape[1],
+    )
     return summary if fresh else None
 
 
@@ -166,10 +177,14 @@ def saved_log_prob(run: Run) -> Array:
     """Log-densities of an evaluated run, `(draws, rows)`, nats."""
     path = run.path / "evaluation.npz"
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return arrays["log_prob"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate the run again.") from error
+
+
+def _draws(run: Run, draws: int | None) -> int:
+    return run.config.evaluate.draws if draws is None else draws
 
 
 @torch.no_grad()
@@ -183,7 +198,10 @@ def _measure(
     kind = ""
     for draw, i in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
         generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(batches) + i)
-        estimate = model.estimate_log_prob(batches[i], generator=generator)
+        try:
+            estimate = model.estimate_log_prob(batches[i], generator=generator)
+        except (RuntimeError, ValueError) as error:
+            raise NumericalError(f"{run}: the likelihood could not be computed: {error}") from error
         kind = estimate.kind
         _check_finite(estimate.log_prob, run=run, first_row=i * BATCH_ROWS)
         for name in ("log_prob", "std_error", "solver_error", "truncation", "nfe"):
@@ -207,14 +225,16 @@ def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, 
     log_prob = arrays["log_prob"]
     draws, rows = log_prob.shape
     sampling = _standard_error(log_prob.mean(0))
-    spread = log_prob.var(0, ddof=1).sum() / draws if draws > 1 else 0.0
+    dequantization = 0.0 if dataset.bins is None else None
+    if draws > 1:
+        dequantization = math.sqrt(log_prob.var(0, ddof=1).sum() / draws) / rows
     trace = math.sqrt(np.square(arrays["std_error"]).sum()) / log_prob.size
     solver = float(arrays["solver_error"].mean())
     noisy_terms = bool(arrays["std_error"].any())
     log_mean_exp = None
     if dataset.bins is not None and not noisy_terms:
         log_mean_exp = _bits(float((logsumexp(log_prob, 0) - math.log(draws)).mean()), dataset)
-    best = load_checkpoint(run.best)
+    best = load_best(run)
     return Summary(
         run=run.name,
         model=run.config.model.kind,
@@ -226,7 +246,7 @@ def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, 
         kind=kind,
         log_prob_nats=float(log_prob.mean()),
         sampling_error_nats=sampling,
-        dequantization_error_nats=math.sqrt(spread) / rows,
+        dequantization_error_nats=dequantization,
         trace_error_nats=None if math.isnan(trace) else trace,
         solver_error_nats=solver,
         truncation_nats=float(arrays["truncation"].mean()),
@@ -243,8 +263,8 @@ def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, 
 
 
 def _standard_error(values: Array) -> float:
-    """Standard deviation over √n; 0 for a single row, which has no spread."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    """Standard deviation over √n."""
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _bits(nats: float, dataset: Dataset) -> float:

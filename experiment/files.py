@@ -87,4 +87,7 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
             f"checkpoint {path} is truncated or was changed: its content has sha256 {found[:12]}..., but "
             f"{digest.decode(errors='replace')[:12]}... was written."
         )
-    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not the state of a run.")
+    return state

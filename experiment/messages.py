@@ -28,16 +28,16 @@ def _sentence(e: dict[str, Any], model: type[BaseModel]) -> str:
         case "missing":
             return f"{path!r} is missing."
         case "union_tag_not_found":
-            return f"'{path}.kind' is missing; it is one of {_tags(e)}."
+            return f"'{path}.kind' is missing; it is one of {_tags(owner, keys[-1])}."
         case "union_tag_invalid":
-            return f"'{path}.kind' is {e['ctx']['tag']!r}; it must be one of {_tags(e)}."
+            return f"'{path}.kind' is {e['ctx']['tag']!r}; it must be one of {_tags(owner, keys[-1])}."
         case _:
             message = e["msg"][0].lower() + e["msg"][1:]
             return f"{path!r} is {e['input']!r}, but {message}."
 
 
-def _tags(e: dict[str, Any]) -> str:
-    return str(e["ctx"].get("expected_tags") or "the known kinds")
+def _tags(owner: type[BaseModel], field: str) -> str:
+    return ", ".join(repr(kind) for o in _sections(owner.model_fields[field].annotation) for kind in _kinds(o))
 
 
 def _resolve(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:

@@ -19,7 +19,11 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, after: int, tensorboard: bool) -> None:
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= after] if path.exists() else []
+        kept = (
+            [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= after]
+            if path.exists()
+            else []
+        )
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board: Any = None

@@ -20,7 +20,7 @@ INK, MUTED = "#1a1a1a", "#6b6b6b"
 
 
 def sample_figure(samples: dict[str, Array], *, image_shape: tuple[int, ...] | None, title: str) -> Figure:
-    """Draws of each model beside the data: image grids, or scatter plots of the first two columns.
+    """Draws of each model beside the data: image grids, scatter plots of the first two columns, or a histogram of one.
 
     Args:
         samples: name to rows `(count, *event)`; the first is drawn first.
@@ -29,7 +29,8 @@ def sample_figure(samples: dict[str, Array], *, image_shape: tuple[int, ...] | N
     """
     figure = _figure(len(samples), title)
     axes = figure.subplots(1, len(samples), squeeze=False)[0]
-    limits = _limits(next(iter(samples.values()))) if image_shape is None else None
+    first = next(iter(samples.values()))
+    limits = _limits(first) if image_shape is None and first.shape[1] > 1 else None
     for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
         axis.set_title(name, fontsize=11, color=INK)
         if image_shape is None:
@@ -136,6 +137,10 @@ def _limits(rows: Array) -> tuple[float, float, float, float]:
 
 
 def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, float, float] | None) -> None:
+    if rows.shape[1] == 1:
+        axis.hist(rows[:, 0], bins=60, color=colour)
+        _plain(axis)
+        return
     axis.scatter(rows[:, 0], rows[:, 1], s=2, alpha=0.35, color=colour, linewidths=0)
     if limits is not None:
         axis.set_xlim(limits[:2])

@@ -16,6 +16,7 @@ from experiment.data import Dataset
 from experiment.errors import UserError
 from experiment.files import load_checkpoint, read_json, write_json
 
+REQUIRED = ("config_sha256_16", "data_root", "data_sha256_16", "event_shape", "bins", "image_shape")
 PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "pydantic")
 
 
@@ -36,7 +37,7 @@ class Run:
     @property
     def name(self) -> str:
         """What tables call the run: its folder."""
-        return self.path.name
+        return self.path.resolve().name
 
     @property
     def last(self) -> Path:
@@ -66,7 +67,19 @@ class Run:
                 f"run {self.path} was trained on rows of shape {expected}, but {dataset.name} now has "
                 f"{tuple(dataset.event_shape)}."
             )
+        self.check_rows(dataset)
         return dataset
+
+    def check_rows(self, dataset: Dataset) -> None:
+        """Refuses rows that changed since training: another split would test the model on what it was trained on.
+
+        Raises:
+            UserError: any row of any split is another.
+        """
+        if dataset.digest != self.environment["data_sha256_16"]:
+            raise UserError(
+                f"run {self.path} was trained on other rows of {dataset.name} than those there now; train it again."
+            )
 
     def build(self) -> Built:
         """The untrained model of the run's shape."""
@@ -86,7 +99,7 @@ def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path,
         "threads": torch.get_num_threads(),
         "data_root": str(data_root.resolve()),
         "data": dataset.name,
-        "data_fingerprint": dataset.fingerprint,
+        "data_sha256_16": dataset.digest,
         "event_shape": list(dataset.event_shape),
         "bins": dataset.bins,
         "image_shape": dataset.image_shape,
@@ -110,7 +123,11 @@ def open_run(path: str | Path) -> Run:
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a run folder: it holds no config.json; make one with train.py.")
     config = parse_config(read_json(path / "config.json"), source=str(path / "config.json"))
-    return Run(path, config, read_json(path / "environment.json"))
+    environment = read_json(path / "environment.json")
+    missing = [key for key in REQUIRED if key not in environment]
+    if missing:
+        raise UserError(f"{path / 'environment.json'} is damaged: it lacks {missing[0]!r}.")
+    return Run(path, config, environment)
 
 
 def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> DensityModel:
@@ -127,12 +144,29 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> Density
         UserError: no run there, or a checkpoint that is missing, damaged or of another model.
     """
     run = open_run(path)
-    state = load_checkpoint(run.best, device=device)
-    if state["config_sha256_16"] != run.config.digest:
-        raise UserError(f"checkpoint {run.best} belongs to another config than {run.path / 'config.json'}.")
+    state = load_best(run, device=device)
     model = run.build().model
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {run.best} holds another model than {run.path / 'config.json'} names.") from error
     return model.to(device).eval()
+
+
+def load_best(run: Run, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The best weights of a run and where they come from.
+
+    Raises:
+        UserError: a checkpoint that is missing, damaged, of another kind or of another config.
+    """
+    state = load_checkpoint(run.best, device=device)
+    missing = [key for key in ("config_sha256_16", "model", "step", "seconds", "parameters") if key not in state]
+    if missing:
+        raise UserError(f"checkpoint {run.best} is not one of best weights: it lacks {missing[0]!r}.")
+    # The hash of the run as written: defaults that a later version adds do not orphan it.
+    if state["config_sha256_16"] != run.environment["config_sha256_16"]:
+        raise UserError(f"checkpoint {run.best} belongs to another config than {run.path / 'config.json'}.")
+    return state
 
 
 def first_difference(found: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str:

@@ -29,11 +29,15 @@ def draw_samples(
         The file of the samples `(count, *event)` and the picture.
 
     Raises:
-        UserError: no run, a damaged checkpoint, or a count below 1.
+        UserError: no run, a damaged checkpoint, a count below 1, a seed out of range, or a file that is no .npy.
         NumericalError: a sample that is not finite.
     """
     if count < 1:
         raise UserError(f"--count must be 1 or more, but is {count}.")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must lie within 0 and 2**63 - 1, but is {seed}.")
+    if out is not None and out.suffix != ".npy":
+        raise UserError(f"--out must end in .npy, beside which the picture goes, but is {out}.")
     place = resolve_device(device)
     folder = open_run(run)
     model = load_run(folder.path, device=place)

@@ -11,6 +11,7 @@ from experiment.build import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
+from experiment.errors import UserError
 
 VALIDATION_SEED = 20_000_000
 VALIDATION_BATCH = 2000
@@ -69,7 +70,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
-        loss = self.built.objective(self._batch(), generator=self.generator)
+        try:
+            loss = self.built.objective(self._batch(), generator=self.generator)
+        except ValueError as error:
+            raise UserError(f"training cannot step on batches of {len(self._batch())} rows: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
@@ -119,14 +123,14 @@ class Trainer:
         size = min(self.config.train.batch_size, len(self.train_rows))
         epoch, index = divmod(self.progress.step, len(self.train_rows) // size)
         if epoch != self._epoch:
-            seed = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
+            seed = torch.Generator().manual_seed((self.config.seed + 1_000_003 * (epoch + 1)) % 2**63)
             self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)
             self._epoch = epoch
         return self.train_rows[self._order[index * size : (index + 1) * size]]
 
 
 def learning_rate(step: int, train: Train) -> float:
-    """Linear warm-up, then constant, or a half cosine down to zero at the last step.
+    """Linear warm-up, then constant, or a half cosine that would reach zero after the last step.
 
     Example:
         >>> [round(learning_rate(step, Train(steps=4, learning_rate=1.0)), 3) for step in range(4)]

@@ -177,7 +177,7 @@ def _elementwise(law: st.rv_continuous) -> Callable[[DensityModel, np.ndarray], 
 
 def score_sde(features: int, **keywords: object) -> ScoreSDE:
     """Small and on a fixed grid, so that rows do not touch one another."""
-    solver = ODESolver("rk4", steps=6)
+    solver = ODESolver(method="rk4", steps=6)
     sampler = EulerMaruyama(steps=20, t_min=1e-2)
     return ScoreSDE(features, hidden=(16,), frequencies=2, t_min=1e-2, solver=solver, sampler=sampler, **keywords)
 
@@ -219,7 +219,10 @@ DENSITIES: dict[str, DensityCase] = {
         partial(score_sde, 2, sde=SubVPSDE(), context_features=2), 2, box=(-7, 7), tolerance=1e-3, noise=0.1
     ),
     "score-sde-2-ve": DensityCase(
-        partial(score_sde, 2, sde=VESDE(0.01, 10.0), data_std=0.5), box=(-7, 7), tolerance=1e-3, noise=0.1
+        partial(score_sde, 2, sde=VESDE(sigma_min=0.01, sigma_max=10.0), data_std=0.5),
+        box=(-7, 7),
+        tolerance=1e-3,
+        noise=0.1,
     ),
     "flow-score-sde-1": DensityCase(
         lambda: Flow(Scaling(1, loc=1.0, scale=2.0), score_sde(1)), box=(-16, 16), tolerance=1e-3
@@ -231,11 +234,11 @@ DENSITIES: dict[str, DensityCase] = {
 
 SDES: dict[str, tuple[SDE, float]] = {  # with the standard deviation at t = 0
     "vp": (VPSDE(), 0.0),
-    "vp-steep": (VPSDE(0.5, 25.0), 0.0),
+    "vp-steep": (VPSDE(beta_min=0.5, beta_max=25.0), 0.0),
     "sub-vp": (SubVPSDE(), 0.0),
-    "sub-vp-steep": (SubVPSDE(0.5, 25.0), 0.0),
+    "sub-vp-steep": (SubVPSDE(beta_min=0.5, beta_max=25.0), 0.0),
     "ve": (VESDE(), 0.0),
-    "ve-narrow": (VESDE(0.05, 20.0), 0.0),
+    "ve-narrow": (VESDE(sigma_min=0.05, sigma_max=20.0), 0.0),
     "ve-convention": (VESDE(transition="convention"), 0.01),
 }
 

@@ -96,15 +96,15 @@ def test_logit_inverse_takes_every_real(scale: float, seed: int) -> None:
 def test_vp_preserves_variance_and_time_inverts(t: float, beta_min: float, width: float) -> None:
     time = torch.tensor(t, dtype=torch.float64)
     for sde in (
-        VPSDE(beta_min, beta_min + width),
-        SubVPSDE(beta_min, beta_min + width),
-        VESDE(beta_min, beta_min + width),
+        VPSDE(beta_min=beta_min, beta_max=beta_min + width),
+        SubVPSDE(beta_min=beta_min, beta_max=beta_min + width),
+        VESDE(sigma_min=beta_min, sigma_max=beta_min + width),
     ):
         scale, std = sde.marginal(time)
         assert 0 < scale <= 1
         assert std > 0
         torch.testing.assert_close(sde.time(sde.log_snr(time)), time, rtol=1e-6, atol=1e-9)
-    scale, std = VPSDE(beta_min, beta_min + width).marginal(time)
+    scale, std = VPSDE(beta_min=beta_min, beta_max=beta_min + width).marginal(time)
     assert abs((scale.square() + std.square()).item() - 1) < 1e-12
 
 

@@ -228,10 +228,10 @@ class SummedHutchinson(Divergence):
     columns = 1
 
     def draw(self, x: Tensor, generator: Any) -> Tensor:
-        return Hutchinson(self.probes).draw(x, generator)
+        return Hutchinson(probes=self.probes).draw(x, generator)
 
     def __call__(self, field: Callable, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-        value, estimates = Hutchinson(self.probes)(field, x, probes)
+        value, estimates = Hutchinson(probes=self.probes)(field, x, probes)
         return value, estimates.sum(1, keepdim=True)
 
 

@@ -21,7 +21,7 @@ class Weighting(abc.ABC):
         """Times and weights, each `(rows,)`, from u uniform on [0, 1)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VarianceWeighting(Weighting):
     """t uniform on [t_min, 1], w = 1: λ(t) = σ(t)² on the score, the loss of Song et al. (2021), eq. 7."""
 
@@ -30,12 +30,14 @@ class VarianceWeighting(Weighting):
         return t_min + (1 - t_min) * u, torch.ones_like(u)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodWeighting(Weighting):
     """t uniform in log-SNR between its ends, w = ½ (λ(t_min) - λ(1)): the integral of ½ g² ‖s - ∇ log p‖² over t.
 
-    That integral bounds KL(p_data ‖ p_model) up to the prior's mismatch. Since g² = -σ² dλ/dt, drawing t uniformly in λ
-    is exactly the importance sampling that makes every time count alike. In nats per dimension, up to a constant.
+    That integral bounds KL(p_data ‖ p_SDE), p_SDE the law of the reverse SDE, up to the prior's mismatch; the density
+    of the probability-flow ODE, which `ScoreSDE.log_prob` returns, is close to it but not bounded by it. Since
+    g² = -σ² dλ/dt, drawing t uniformly in λ is exactly the importance sampling that makes every time count alike. In
+    nats per dimension, up to a constant.
 
     References:
         Song, Durkan, Murray, Ermon, "Maximum likelihood training of score-based diffusion models", 2021, theorem 1, §5.

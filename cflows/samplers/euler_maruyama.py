@@ -8,12 +8,12 @@ from core.density import Rng
 from core.shapes import align
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EulerMaruyama(Sampler):
     """x ← x - [f(x, t) - g(t)² s(x, t)] Δt + g(t) √Δt ε, from t = 1 to t_min in equal steps.
 
     References:
-        Song et al., 2021, eq. 6 and app. D.1; the scheme is Kloeden and Platen, 1992, eq. 10.2.4.
+        Song et al., 2021, eq. 6 and section 4.1; the scheme is Kloeden and Platen, 1992, eq. 10.2.4.
 
     Checked by tests/cflows/test_samplers.py (its exact bias on Gaussian data, weak order 1).
 

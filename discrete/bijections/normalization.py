@@ -48,7 +48,7 @@ class ActNorm(Bijection):
         Raises:
             ValueError: the initialising batch has one row, which has no variance.
         """
-        if self.training and not self.initialised:
+        if self.training and not x.is_meta and not self.initialised:
             self._initialise(x)
         return self.log_scale.exp() * (x + self.bias), self._log_det(x)
 

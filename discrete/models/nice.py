@@ -52,6 +52,8 @@ def NICE(
         torch.Size([10])
     """
     features = vector_size(event_shape, owner="NICE")
+    if layers < 1 or not masks:
+        raise ValueError(f"NICE needs 1 coupling and 1 mask or more, but has layers={layers} and masks={masks!r}.")
     couplings = [
         AdditiveCoupling(
             features,

@@ -57,6 +57,8 @@ def RealNVP(
         torch.Size([5, 2])
     """
     features = vector_size(event_shape, owner="RealNVP")
+    if layers < 1 or not strides:
+        raise ValueError(f"RealNVP needs 1 coupling and 1 stride or more, but has {layers=} and {strides=}.")
     steps: list[Bijection] = []
     for i in range(layers):
         if actnorm:

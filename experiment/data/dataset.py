@@ -66,8 +66,20 @@ class Dataset:
         Rows are hashed flattened, because a density does not change when its event is reshaped: the same images as
         vectors and as (channels, height, width) have the same fingerprint.
         """
-        rows = self.test.flatten(1).cpu().contiguous()
-        return hashlib.sha256(str(tuple(rows.shape)).encode() + rows.numpy().tobytes()).hexdigest()[:16]
+        return _digest(self.test)
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the sha256 of all three splits: a run goes on only on the rows that it began with."""
+        return _digest(self.train, self.validation, self.test)
+
+
+def _digest(*splits: Tensor) -> str:
+    total = hashlib.sha256()
+    for split in splits:
+        rows = split.flatten(1).cpu().contiguous()
+        total.update(str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def check_finite(x: Tensor, *, name: str, where: str = "") -> None:

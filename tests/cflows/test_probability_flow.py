@@ -121,7 +121,7 @@ def test_std_error_covers() -> None:
         lambda x, t: x @ a.T,
         base,
         x.expand(1000, 4),
-        divergence=Hutchinson(8),
+        divergence=Hutchinson(probes=8),
         method="rk4",
         steps=20,
         generator=rng(8),

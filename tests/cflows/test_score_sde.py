@@ -97,7 +97,7 @@ def perturbed(features: int, **keywords: object) -> ScoreSDE:
 
 
 def test_gradient_of_log_prob_against_finite_differences() -> None:
-    model = perturbed(1, solver=ODESolver("rk4", steps=20))
+    model = perturbed(1, solver=ODESolver(method="rk4", steps=20))
     x = torch.linspace(-1.5, 1.5, 3, dtype=torch.float64)[:, None].requires_grad_()
     (gradient,) = torch.autograd.grad(model.log_prob(x).sum(), x)
     h = 1e-5
@@ -107,7 +107,7 @@ def test_gradient_of_log_prob_against_finite_differences() -> None:
 
 
 def test_gradient_in_a_parameter_against_finite_differences() -> None:
-    model = perturbed(1, solver=ODESolver("rk4", steps=20))
+    model = perturbed(1, solver=ODESolver(method="rk4", steps=20))
     x, bias, h = torch.tensor([[0.3], [-1.0]], dtype=torch.float64), model.net.mlp.head.bias, 1e-5
     (gradient,) = torch.autograd.grad(model.log_prob(x).sum(), bias)
     values = []
@@ -121,14 +121,14 @@ def test_gradient_in_a_parameter_against_finite_differences() -> None:
 
 def test_estimate_reports_what_it_was_built_with() -> None:
     x = normal(3, (4,), rng(8))
-    model = perturbed(4, solver=ODESolver("rk4", steps=5), divergence=Hutchinson(probes=4))
+    model = perturbed(4, solver=ODESolver(method="rk4", steps=5), divergence=Hutchinson(probes=4))
     estimate = model.estimate_log_prob(x, generator=rng(9))
     assert estimate.kind == "estimate"
     assert (estimate.std_error > 0).all()
     assert (estimate.solver_error > 0).all()
     assert (estimate.truncation != 0).all()
     assert (estimate.nfe == 20).all()
-    exact = perturbed(4, solver=ODESolver("rk4", steps=5), divergence=ExactDivergence(), error_factor=None)
+    exact = perturbed(4, solver=ODESolver(method="rk4", steps=5), divergence=ExactDivergence(), error_factor=None)
     assert exact.estimate_log_prob(x).solver_error is None
     assert exact.estimate_log_prob(x).kind == "exact"
 

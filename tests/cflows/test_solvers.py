@@ -107,3 +107,16 @@ def test_a_field_that_is_not_finite_is_an_error() -> None:
 def test_start_must_lie_before_the_end(method: str, t_min: float) -> None:
     with pytest.raises(ValueError, match="t_min"):
         ode_log_prob(lambda x, t: -x, StandardNormal(1), torch.ones(1, 1), method=method, t_min=t_min)
+
+
+def test_one_fixed_step_has_no_solver_error() -> None:
+    x, base = torch.ones(1, 2, dtype=torch.float64), StandardNormal(2).double()
+    with pytest.raises(ValueError, match="needs 2 or more"):
+        ode_log_prob(lambda x, t: -3 * x, base, x, method="euler", steps=1)
+    assert ode_log_prob(lambda x, t: -3 * x, base, x, method="euler", steps=1, error_factor=None).nfe.item() == 1
+
+
+def test_a_tolerance_below_the_dtype_is_refused() -> None:
+    x = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="below the precision"):
+        ode_log_prob(lambda x, t: -x, StandardNormal(2), x, rtol=1e-12, atol=1e-12)

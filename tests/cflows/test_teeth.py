@@ -41,7 +41,11 @@ SDES: dict[str, tuple[Callable[[SDE], None], SDE, dict[str, Callable]]] = {
     "log-SNR of the std": (sdes.log_snr_matches, VP, {"log_snr": lambda t: VP.log_snr(t) / 2}),
     "time that is no inverse": (sdes.log_snr_matches, VP, {"time": SUB_VP.time}),
     "std that loses its digits": (sdes.float32_keeps_its_digits, VP, {"marginal": naive_vp_marginal}),
-    "prior of half the width": (sdes.prior_is_close_to_the_marginal, VE, {"prior": VESDE(0.01, 25.0).prior}),
+    "prior of half the width": (
+        sdes.prior_is_close_to_the_marginal,
+        VE,
+        {"prior": VESDE(sigma_min=0.01, sigma_max=25.0).prior},
+    ),
     "drift with an offset": (sdes.drift_is_linear, VP, {"drift": lambda x, t: VP.drift(x, t) + 1}),
     "diffusion that loses its shape": (
         sdes.shapes_and_dtypes_follow_time,
@@ -119,7 +123,7 @@ def test_velocity_asked_after_its_end() -> None:
 
 def full(factor: float = 1.0) -> solvers.Likelihood:
     def solve(score: Score, sde: SDE, base: DensityModel, x: Tensor, t_min: float) -> LikelihoodEstimate:
-        options = {"base": base, "divergence": EXACT, "t_min": t_min, "method": "euler", "steps": 1}
+        options = {"base": base, "divergence": EXACT, "t_min": t_min, "method": "euler", "steps": 2}
         return tampered(probability_flow_log_prob(score, sde, x, **options), truncation=factor)
 
     return solve
@@ -136,7 +140,13 @@ def test_truncation(factor: float) -> None:
 def estimated(factor: float = 1.0) -> LikelihoodEstimate:
     """A linear field whose divergence is 2, from many rows of 8 probes."""
     x, base = torch.zeros(1000, 3, dtype=torch.float64), StandardNormal(3).double()
-    options = {"divergence": Hutchinson(8), "method": "rk4", "steps": 2, "generator": rng(1), "error_factor": None}
+    options = {
+        "divergence": Hutchinson(probes=8),
+        "method": "rk4",
+        "steps": 2,
+        "generator": rng(1),
+        "error_factor": None,
+    }
     return tampered(ode_log_prob(lambda x, t: divergences.linear(x), base, x, **options), std_error=factor)
 
 

@@ -45,7 +45,7 @@ def test_columns_are_independent(name: str) -> None:
 @pytest.mark.parametrize("probes", [1, 3])
 @pytest.mark.parametrize(("distribution", "variance"), [("rademacher", SIGN_VARIANCE), ("gaussian", NORMAL_VARIANCE)])
 def test_variance(probes: int, distribution: str, variance: float) -> None:
-    divergences.variance_is(Hutchinson(probes, distribution), rng(3), expected=variance)
+    divergences.variance_is(Hutchinson(probes=probes, distribution=distribution), rng(3), expected=variance)
 
 
 def test_all_signs_give_mean_and_variance_exactly() -> None:
@@ -58,12 +58,12 @@ def test_all_signs_give_mean_and_variance_exactly() -> None:
 
 def test_rademacher_is_exact_on_a_diagonal() -> None:
     x = normal(5, (4,), rng(4))
-    _, estimates = Hutchinson(2)(lambda y: y**3, x, Hutchinson(2).draw(x, rng(5)))
+    _, estimates = Hutchinson(probes=2)(lambda y: y**3, x, Hutchinson(probes=2).draw(x, rng(5)))
     torch.testing.assert_close(estimates, 3 * x.square().sum(1, keepdim=True).expand(5, 2))
 
 
 def test_rademacher_draws_fair_signs() -> None:
-    draws = Hutchinson(2).draw(torch.zeros(20_000, 3, dtype=torch.float64), rng(6))
+    draws = Hutchinson(probes=2).draw(torch.zeros(20_000, 3, dtype=torch.float64), rng(6))
     assert draws.shape == (2, 20_000, 3)
     assert (draws.abs() == 1).all()
     assert draws.mean((0, 1)).abs().max() < 5 / 40_000**0.5
@@ -88,7 +88,7 @@ def test_hutch_plus_plus_beats_hutchinson_on_a_decaying_spectrum() -> None:
     a = q @ torch.diag(0.5 ** torch.arange(20, dtype=torch.float64)) @ q.T
     x = torch.zeros(2000, 20, dtype=torch.float64)
     spread = []
-    for divergence in (HutchPlusPlus(12), Hutchinson(12)):
+    for divergence in (HutchPlusPlus(probes=12), Hutchinson(probes=12)):
         _, estimates = divergence(lambda y: y @ a.T, x, divergence.draw(x, rng(13)))
         spread.append(estimates.mean(1).std().item())
     assert spread[0] < spread[1] / 4
@@ -98,12 +98,14 @@ def test_a_field_without_x_has_no_divergence() -> None:
     x = normal(3, (2,), rng(14))
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     for field in (torch.ones_like, lambda y: w.expand(3, 2)):
-        for divergence in (ExactDivergence(), Hutchinson(2)):
+        for divergence in (ExactDivergence(), Hutchinson(probes=2)):
             _, estimates = divergence(field, x, divergence.draw(x, rng(15)))
             assert torch.count_nonzero(estimates) == 0
 
 
-@pytest.mark.parametrize("build", [lambda: Hutchinson(0), lambda: HutchPlusPlus(4), lambda: HutchPlusPlus(0)])
+@pytest.mark.parametrize(
+    "build", [lambda: Hutchinson(probes=0), lambda: HutchPlusPlus(probes=4), lambda: HutchPlusPlus(probes=0)]
+)
 def test_number_of_probes_must_make_sense(build: Callable[[], Divergence]) -> None:
     with pytest.raises(ValueError, match="probes"):
         build()

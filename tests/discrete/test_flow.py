@@ -91,7 +91,7 @@ def test_directions_add_up_and_swap() -> None:
 
 def test_errors_of_a_solved_base_pass_through() -> None:
     """A flow around a continuous model keeps standard error, solver error, truncation, kind and nfe."""
-    solver = ODESolver("rk4", steps=5)
+    solver = ODESolver(method="rk4", steps=5)
     base = perturb(seeded(lambda: ScoreSDE(2, hidden=(8,), t_min=0.05, solver=solver)), rng(9), std=0.1)
     flow = Flow(Scaling(2, loc=1.0, scale=2.0), base).double()
     x = normal(3, (2,), rng(10))

@@ -91,7 +91,7 @@ def test_the_run_folder_says_what_was_asked_and_where_it_ran(tmp_path):
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["config_sha256_16"] == config().digest
     assert environment["versions"]["torch"] == torch.__version__
-    assert {"seed", "git_commit", "device", "threads", "python", "data_fingerprint"} <= set(environment)
+    assert {"seed", "git_commit", "device", "threads", "python", "data_sha256_16"} <= set(environment)
 
 
 def test_load_run_gives_the_averaged_best_weights(tmp_path):
@@ -132,6 +132,25 @@ def test_another_config_in_the_folder_is_refused_and_nothing_changes(tmp_path):
     with pytest.raises(UserError, match="already holds this run; add --resume"):
         train(config(), run.path, threads=1)
     assert {p.name: p.read_bytes() for p in run.path.iterdir()} == before
+
+
+def test_weights_are_never_trained_over(tmp_path):
+    run = train(config(), tmp_path / "run", threads=1)
+    best = run.best.read_bytes()
+    run.last.unlink()
+    with pytest.raises(UserError, match="already holds this run"):
+        train(config(), run.path, threads=1)
+    (run.path / "config.json").unlink()
+    with pytest.raises(UserError, match="not a run folder"):
+        train(config(), run.path, threads=1)
+    assert run.best.read_bytes() == best
+
+
+def test_a_start_that_failed_does_not_block_the_folder(tmp_path):
+    with pytest.raises(UserError, match="batches of 1 rows"):
+        train(config(batch_size=1), tmp_path / "run", threads=1)
+    run = train(config(), tmp_path / "run", threads=1)
+    assert open_run(run.path).config == config()
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_changes(tmp_path):

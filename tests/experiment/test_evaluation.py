@@ -14,6 +14,7 @@ from experiment import compare, evaluate, load_run, train
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
 from experiment.evaluation import Summary, _check_finite, _measure, saved_log_prob, saved_summary
+from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import open_run
 
 TRAIN = {"steps": 4, "batch_size": 64, "validate_every": 2}
@@ -144,11 +145,87 @@ def test_runs_on_other_rows_are_not_compared(digits, toys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_data_of_another_shape_than_the_model_is_refused(tmp_path):
-    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).numpy()
-    np.save(tmp_path / "rows.npy", rows)
-    config = parse_config({"data": {"kind": "table", "path": "rows.npy"}, "model": FLOW, "train": TRAIN}, source="test")
-    run = train(config, tmp_path / "run", data_root=tmp_path, threads=1)
+def table_run(folder, rows, model=FLOW):
+    np.save(folder / "rows.npy", rows)
+    table = {"data": {"kind": "table", "path": "rows.npy"}, "model": model, "train": TRAIN}
+    return train(parse_config(table, source="test"), folder / "run", data_root=folder, threads=1)
+
+
+def test_data_that_changed_since_training_are_refused(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(100, 3))
+    run = table_run(tmp_path, rows)
+    evaluate(run.path, threads=1)
     np.save(tmp_path / "rows.npy", rows[:, :2])
     with pytest.raises(UserError, match=r"trained on rows of shape \(3,\), but rows.* now has \(2,\)"):
         evaluate(run.path, threads=1)
+    # One more row reshuffles the split: training rows would stand in the test split.
+    np.save(tmp_path / "rows.npy", np.concatenate([rows, rows[:1]]))
+    with pytest.raises(UserError, match="trained on other rows"):
+        evaluate(run.path, threads=1)
+    with pytest.raises(UserError, match="trained on other rows"):
+        train(run.config, run.path, data_root=tmp_path, resume=True)
+    with pytest.raises(UserError, match="trained on other rows"):
+        compare([run.path], tmp_path / "out", threads=1)
+
+
+def test_one_draw_cannot_tell_its_error(digits):
+    summary = evaluate(digits[0].path, draws=1, threads=1)
+    assert summary.dequantization_error_nats is None
+    assert "draws unknown" in summary.text()
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_impossible_draws_are_refused(digits, tmp_path, draws):
+    with pytest.raises(UserError, match="--draws must be 1 or more"):
+        evaluate(digits[0].path, draws=draws, threads=1)
+    with pytest.raises(UserError, match="--draws must be 1 or more"):
+        compare([digits[0].path], tmp_path / "out", draws=draws, threads=1)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of other draws", "no summary"])
+def test_a_damaged_evaluation_is_made_again(toys, tmp_path, damage):
+    run = toys[0]
+    expected = evaluate(run.path, threads=1).log_prob_nats
+    path = run.path / "evaluation.npz"
+    match damage:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:100])
+        case "empty":
+            path.write_bytes(b"")
+        case "of other draws":
+            np.savez_compressed(path, log_prob=np.zeros((3, 1200)))
+        case "no summary":
+            (run.path / "evaluation.json").write_text("{}")
+    assert saved_summary(run) is None
+    assert compare([run.path], tmp_path, threads=1).summaries[0].log_prob_nats == expected
+
+
+def test_a_single_column_is_compared_and_drawn(tmp_path):
+    run = table_run(tmp_path, np.random.default_rng(0).normal(size=(100, 1)), SCORE)
+    compare([run.path], tmp_path / "out", threads=1)
+    assert (tmp_path / "out/samples.png").exists()
+
+
+def test_an_out_that_is_a_file_is_refused_before_anything_runs(toys, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        compare([toys[0].path], tmp_path / "file", threads=1)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_checkpoint_of_another_kind_or_model_is_refused(toys):
+    run = toys[0]
+    best = run.best.read_bytes()
+    try:
+        run.best.write_bytes(run.last.read_bytes())
+        with pytest.raises(UserError, match="not one of best weights"):
+            load_run(run.path)
+        state = load_checkpoint(toys[1].best)
+        save_checkpoint(run.best, {**state, "config_sha256_16": run.config.digest})
+        with pytest.raises(UserError, match="holds another model"):
+            load_run(run.path)
+        save_checkpoint(run.best, [1, 2])
+        with pytest.raises(UserError, match="holds a list"):
+            load_run(run.path)
+    finally:
+        run.best.write_bytes(best)

@@ -84,6 +84,10 @@ def bad_rows(folder, value):
         ("nan row", "row 17"),
         ("infinite row", "row 17"),
         ("no gpu", "torch sees no GPU"),
+        ("no such device", "device must be cpu, cuda or auto, but is 'mps'"),
+        ("text for a number", "'train.steps' is '30'"),
+        ("bare word for a switch", "'preprocessing.standardize' is 'yes'"),
+        ("negative threads", "--threads must be 0 or more"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys, name, sentence):
@@ -106,6 +110,14 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypat
         case "no gpu":
             monkeypatch.setattr("torch.cuda.is_available", lambda: False)
             more = ["--device", "cuda"]
+        case "no such device":
+            more = ["--device", "mps"]
+        case "text for a number":
+            more = ["--set", 'train.steps="30"']
+        case "bare word for a switch":
+            more = ["--set", "preprocessing.kind=none", "--set", "preprocessing.standardize=yes"]
+        case "negative threads":
+            more = ["--threads", "-1"]
     status = quick_train(monkeypatch, config, tmp_path / "run", "--data-root", tmp_path, *more)
     captured = capsys.readouterr()
     assert status == 1
@@ -119,6 +131,15 @@ def test_evaluate_of_no_run_says_so(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", tmp_path, "--quiet") == 1
     assert "is not a run folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("--out", "a.png"), ("--seed", 10**21), ("--count", 0)])
+def test_sample_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys, arguments):
+    quick_train(monkeypatch, toy_config(tmp_path), tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert call(monkeypatch, "sample", tmp_path / "run", *arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
 def test_an_interrupt_ends_with_130_and_a_hint(capsys):
