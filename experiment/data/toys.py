@@ -5,7 +5,6 @@ leaves the densities as they are and makes error bars over rows valid. A point o
 `sample_toy` returns it.
 """
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from experiment.data.dataset import Dataset
 from experiment.errors import UserError
+from experiment.messages import did_you_mean
 
 # Exact for the checkerboard, else -∫ p log p by quadrature to the last digit; the small overlap of the pinwheel's arms
 # is a Monte Carlo estimate with standard error 0.0001.
@@ -72,9 +72,7 @@ def sample_toy(name: str, rows: int, generator: torch.Generator) -> Tensor:
         UserError: there is no such toy.
     """
     if name not in _SAMPLERS:
-        close = difflib.get_close_matches(name, _SAMPLERS, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else f"use one of {', '.join(_SAMPLERS)}."
-        raise UserError(f'toy: there is no "{name}"; {hint}')
+        raise UserError(f"toy: there is no {name!r}; {did_you_mean(name, _SAMPLERS)}")
     return torch.view_as_real(_SAMPLERS[name](rows, generator))
 
 
