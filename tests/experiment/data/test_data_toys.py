@@ -187,5 +187,5 @@ def test_sampling_follows_the_generator_alone() -> None:
 def test_an_unknown_toy_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"^toy: there is no '8gausians'; did you mean '8gaussians'\?$"):
         toy("8gausians")
-    with pytest.raises(UserError, match=r'^toy: there is no "spam"; use one of 8gaussians, .*rings\.$'):
+    with pytest.raises(UserError, match=r"^toy: there is no 'spam'; known: 2spirals, 8gaussians, .*swissroll\.$"):
         sample_toy("spam", 5, torch.Generator())
