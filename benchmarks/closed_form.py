@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from cflows import SDE, VESDE, VPSDE, SubVPSDE, ode_log_prob
-from cflows.sde import probability_flow
+from cflows import SDE, VESDE, VPSDE, SubVPSDE, probability_flow_log_prob
 from core import ExactDivergence, GaussianMixture
 
 TOLERANCE, ROWS, SEEDS = 1e-6, 256, 3
@@ -48,14 +47,15 @@ def _errors(sde: SDE, features: int) -> dict[str, float]:
         data = mixture(features, seed)
         x = data.sample((ROWS,), generator=torch.Generator().manual_seed(100 + seed))
         scale, std = sde.marginal(torch.ones((), dtype=torch.float64))
-        velocity = probability_flow(lambda x, t, data=data: data.perturbed_score(x, *sde.marginal(t)), sde)
-        estimate = ode_log_prob(
-            velocity,
-            perturbed(data, scale.item(), std.item()),
+        estimate = probability_flow_log_prob(
+            lambda x, t, data=data: data.perturbed_score(x, *sde.marginal(t)),
+            sde,
             x,
+            base=perturbed(data, scale.item(), std.item()),
             divergence=ExactDivergence(),
             rtol=TOLERANCE,
             atol=TOLERANCE,
+            t_min=0.0,
         )
         errors.append((estimate.log_prob - data.log_prob(x)).abs().max().item())
         claimed.append(estimate.solver_error.max().item())
