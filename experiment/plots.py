@@ -1,6 +1,7 @@
 """Figures from saved results: each returns a `Figure` and never trains, shows or writes."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -117,9 +118,10 @@ def _unit(summary: "Summary") -> tuple[float, str]:
     return -1.0 / (summary.dimensions * float(np.log(2))), "bits/dim"
 
 
-def _tile(rows: Array, image_shape: tuple[int, ...], *, side: int = 8) -> Array:
-    """The first side² images as one, with a thin frame between them."""
+def _tile(rows: Array, image_shape: tuple[int, ...], *, most: int = 8) -> Array:
+    """Images in a square as one, at most `most` by `most` of them, with a thin frame between them."""
     height, width = image_shape
+    side = min(most, math.isqrt(max(len(rows) - 1, 0)) + 1)
     images = rows[: side * side].reshape(-1, height, width)
     frame = float(images.max()) * 0.35
     sheet = np.full((side * (height + 1) + 1, side * (width + 1) + 1), frame)
@@ -131,7 +133,7 @@ def _tile(rows: Array, image_shape: tuple[int, ...], *, side: int = 8) -> Array:
 
 def _limits(rows: Array) -> tuple[float, float, float, float]:
     low, high = rows[:, :2].min(0), rows[:, :2].max(0)
-    margin = 0.08 * (high - low)
+    margin = np.where(high > low, 0.08 * (high - low), 0.5)
     (left, bottom), (right, top) = low - margin, high + margin
     return float(left), float(right), float(bottom), float(top)
 
