@@ -18,7 +18,7 @@ from core import DensityModel, bits_per_dim
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.files import read_json, write_atomic, write_json
+from experiment.files import file_digest, read_json, write_atomic, write_json
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.threads import set_threads
 
@@ -56,6 +56,7 @@ class Summary:
         seconds: wall time of the evaluation.
         parameters: trainable values of the model.
         train_step: step from which the weights come.
+        checkpoint_sha256_16: digest of their file: another one makes the evaluation stale.
         train_seconds: training time until then.
         entropy_nats: entropy of the source where it is known.
     """
@@ -81,6 +82,7 @@ class Summary:
     seconds: float
     parameters: int
     train_step: int
+    checkpoint_sha256_16: str
     train_seconds: float
     entropy_nats: float | None
 
@@ -163,14 +165,11 @@ def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
     try:
         summary = replace(Summary(**read_json(run.path / "evaluation.json")), run=run.name)
         shape = saved_log_prob(run).shape
-    except (UserError, TypeError):
+    except (UserError, TypeError):  # absent, damaged, or written by another version
         return None
     wanted = _draws(run, draws) if summary.bits_per_dim is not None else 1
-    fresh = summary.train_step == load_best(run)["step"] and shape == (wanted, summary.rows) == (
-        summary.draws,
-        shape[1],
-    )
-    return summary if fresh else None
+    whole = shape == (summary.draws, summary.rows) and summary.draws == wanted
+    return summary if whole and summary.checkpoint_sha256_16 == file_digest(run.best) else None
 
 
 def saved_log_prob(run: Run) -> Array:
@@ -257,6 +256,7 @@ def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, 
         seconds=round(seconds, 2),
         parameters=best["parameters"],
         train_step=best["step"],
+        checkpoint_sha256_16=file_digest(run.best),
         train_seconds=round(best["seconds"], 2),
         entropy_nats=dataset.entropy_nats,
     )

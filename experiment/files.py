@@ -39,6 +39,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of the sha256 of a file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON in one step; numbers that are not finite are refused."""
     write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

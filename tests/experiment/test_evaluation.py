@@ -108,7 +108,7 @@ def test_a_summary_of_other_weights_or_draws_is_not_reused(digits):
     evaluate(run.path, threads=1)
     assert saved_summary(run) is not None
     assert saved_summary(run, draws=2) is None
-    stale = dataclasses.replace(saved_summary(run), train_step=1)
+    stale = dataclasses.replace(saved_summary(run), checkpoint_sha256_16="0" * 16)
     (run.path / "evaluation.json").write_text(__import__("json").dumps(dataclasses.asdict(stale)))
     assert saved_summary(run) is None
 
