@@ -61,13 +61,7 @@ class ODESolver:
         """Tolerances looser by `factor`, and half the steps."""
         return replace(self, rtol=self.rtol * factor, atol=self.atol * factor, steps=max(1, self.steps // 2))
 
-    def solve(
-        self,
-        field: Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]],
-        x: Tensor,
-        nats: Tensor,
-        t: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def solve(self, field: Field, x: Tensor, nats: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Position and log-density change at t[1] from those at t[0].
 
         The log-density is held to `atol` alone, above ten rounding units: a relative tolerance would let the error
@@ -121,7 +115,7 @@ def ode_log_prob(
     error_factor: float | None = 10.0,
     generator: Rng = None,
 ) -> LikelihoodEstimate:
-    """Log p(x) = log p_base(x(1)) + ∫ ∇·v(x(t), t) dt along dx/dt = v(x, t) from x(t_min) = x.
+    """log p(x) = log p_base(x(1)) + ∫ ∇·v(x(t), t) dt along dx/dt = v(x, t) from x(t_min) = x.
 
     Value and divergence come from one call of the velocity. Every probe is integrated on its own, so that the spread
     of the integrals gives the standard error. Gradients flow where they are enabled.
@@ -224,7 +218,7 @@ def probability_flow_log_prob(
     error_factor: float | None = 10.0,
     generator: Rng = None,
 ) -> LikelihoodEstimate:
-    """Log p_{t_min}(x) = log p_1(x(1)) + ∫ ∇·v dt along the probability-flow ODE, v = f(x, t) - ½ g(t)² ∇ log p_t(x).
+    """log p_{t_min}(x) = log p_1(x(1)) + ∫ ∇·v dt along the probability-flow ODE, v = f(x, t) - ½ g(t)² ∇ log p_t(x).
 
     The density is that of the process at t_min, the only one a score network defines. What lies between it and the
     data's own is reported to first order in `truncation` = t_min (∇·v + v·score) ≈ log p_0(x) - log p_{t_min}(x).

@@ -251,7 +251,7 @@ class GaussianMixture(Base):
         return centred, (scale.square() * self.eigenvalues + std.square()).expand_as(centred)
 
     def _joint(self, whitened: Tensor, variances: Tensor) -> Tensor:
-        """Log w_k N(x; k), `(rows, components)`."""
+        """log w_k N(x; k), `(rows, components)`."""
         return self.log_weights - 0.5 * (whitened.square() / variances + variances.log() + LOG_2PI).sum(-1)
 
     def _log_prob(self, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""The training loop: the same for both sides, exact to the bit when it goes on from a checkpoint."""
+"""The training loop: the same for both sides; weights are exact to the bit when it goes on from a checkpoint."""
 
-import copy
 import math
 import time
 from pathlib import Path
@@ -116,7 +115,7 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> 
             run.best,
             {
                 "config_sha256_16": trainer.config.digest,
-                "model": copy.copy(trainer.ema.built.model.state_dict()),
+                "model": trainer.ema.built.model.state_dict(),
                 "step": progress.step,
                 "metric": metric,
                 "value": value,

@@ -11,9 +11,10 @@ from core import StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
 from experiment import compare, evaluate, load_run, train
+from experiment.comparison import _paired
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import Summary, _check_finite, _measure, saved_log_prob, saved_summary
+from experiment.evaluation import Summary, _check_finite, _measure, _summarise, saved_log_prob, saved_summary
 from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import open_run
 
@@ -95,6 +96,39 @@ def test_dequantization_error_is_what_more_draws_take_away():
     within = math.sqrt((arrays["log_prob"].var(0, ddof=1) / 40).sum()) / 1500
     assert within == pytest.approx(means.std(ddof=1) / math.sqrt(40), rel=0.35)
     assert kind == "bound"
+
+
+def test_the_error_budget_in_closed_form(digits):
+    """Rows, draws and probes of known spread: each part is σ over the root of what it is averaged over."""
+    rows, draws, generator = 4000, 5, np.random.default_rng(0)
+    row, draw = 3.0 * generator.normal(size=rows), 2.0 * generator.normal(size=(draws, rows))
+    full = np.ones((draws, rows))
+    arrays = {"log_prob": row + draw, "std_error": 0.5 * full, "solver_error": 0.01 * full}
+    arrays |= {"truncation": -0.02 * full, "nfe": 7 * full}
+
+    def summary(std_error):
+        changed = {**arrays, "std_error": std_error * full}
+        return _summarise(digits[0], digits[0].load_data(), changed, "bound", seconds=1.0)
+
+    found = summary(0.5)
+    assert found.sampling_error_nats == pytest.approx(math.sqrt((9 + 4 / draws) / rows), rel=0.03)
+    assert found.dequantization_error_nats == pytest.approx(2 / math.sqrt(rows * draws), rel=0.03)
+    assert found.trace_error_nats == pytest.approx(0.5 / math.sqrt(rows * draws))
+    assert found.error_nats == pytest.approx(math.hypot(found.sampling_error_nats, 0.01))
+    assert found.bits_per_dim_log_mean_exp is None
+    expected = -np.log(np.exp(row + draw).mean(0)).mean() / (64 * math.log(2))
+    assert summary(0.0).bits_per_dim_log_mean_exp == pytest.approx(expected)
+    assert summary(math.nan).trace_error_nats is None
+
+
+def test_a_paired_difference_cancels_what_rows_share(digits):
+    generator = np.random.default_rng(0)
+    shared, own = 50 * generator.normal(size=(3, 2000)), generator.normal(size=(3, 2000))
+    summary = dataclasses.replace(evaluate(digits[0].path, threads=1), solver_error_nats=0.03)
+    other = dataclasses.replace(summary, solver_error_nats=0.04)
+    found = _paired(summary, other, shared + 0.7 + own, shared)
+    assert found.difference_nats == pytest.approx(0.7, abs=4 / math.sqrt(6000))
+    assert found.error_nats == pytest.approx(math.hypot(1 / math.sqrt(6000), 0.05), rel=0.03)
 
 
 def test_a_likelihood_that_is_not_finite_names_the_row():
