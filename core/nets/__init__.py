@@ -1,7 +1,8 @@
 """Plain networks that both sides use: they know nothing of densities."""
 
+from core.nets.conv import ConvNet, ResidualConvNet
 from core.nets.mlp import MLP
-from core.nets.resnet import ModulatedMLP
+from core.nets.resnet import ModulatedMLP, ResidualMLP
 from core.nets.time_embedding import FourierEmbedding
 
-__all__ = ["MLP", "FourierEmbedding", "ModulatedMLP"]
+__all__ = ["MLP", "ConvNet", "FourierEmbedding", "ModulatedMLP", "ResidualConvNet", "ResidualMLP"]

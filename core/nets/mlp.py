@@ -74,7 +74,12 @@ def join_context(x: Tensor, context: Tensor | None, context_features: int) -> Te
     Raises:
         ValueError: context given, missing or of another width than `context_features`.
     """
+    check_context(context, context_features)
+    return x if context is None else torch.cat([x, context], -1)
+
+
+def check_context(context: Tensor | None, context_features: int) -> None:
+    """Refuses a context that is given, missing or of another width against `context_features`."""
     found = 0 if context is None else context.shape[-1]
     if found != context_features:
         raise ValueError(f"the network was built for context_features={context_features}, but context has {found}.")
-    return x if context is None else torch.cat([x, context], -1)
