@@ -1,10 +1,11 @@
 """Invertible maps with their log-determinants: the contract, composition and inversion."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -62,6 +63,23 @@ class Bijection(nn.Module, abc.ABC):
         """Noise to data: x = f⁻¹(z), and log|det dx/dz| in nats, `(rows,)`."""
 
 
+Mapping = Callable[..., Mapped]  # one direction of a bijection
+
+
+def chain(mappings: Iterable[Mapping], x: Tensor, context: Tensor | None, *, generator: Rng = None) -> Mapped:
+    """One mapping after another; their log-determinants add."""
+    log_dets = []
+    for mapping in mappings:
+        x, log_det = mapping(x, context, generator=generator)
+        log_dets.append(log_det)
+    return x, reduce(torch.add, log_dets)
+
+
+def inverses(bijections: Iterable[Any]) -> list[Mapping]:
+    """The inverse mappings, last first."""
+    return [bijection.inverse for bijection in reversed(list(bijections))]
+
+
 class Compose(Bijection):
     """f = f_n ∘ ... ∘ f_1: bijections in the order in which data meet them; log-determinants add.
 
@@ -90,19 +108,11 @@ class Compose(Bijection):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """Applies f_1 first."""
-        log_dets = []
-        for bijection in self.bijections:
-            x, log_det = bijection(x, context, generator=generator)
-            log_dets.append(log_det)
-        return x, reduce(torch.add, log_dets)
+        return chain(self.bijections, x, context, generator=generator)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """Applies f_n⁻¹ first."""
-        log_dets = []
-        for bijection in reversed(list(self.bijections)):
-            z, log_det = bijection.inverse(z, context, generator=generator)  # type: ignore[operator]
-            log_dets.append(log_det)
-        return z, reduce(torch.add, log_dets)
+        return chain(inverses(self.bijections), z, context, generator=generator)
 
 
 class Inverse(Bijection):

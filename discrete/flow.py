@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from core.bases import StandardLogistic, StandardNormal
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Rng, Values
 from core.shapes import fold_batch, fold_context
 from discrete.bijection import Bijection, Direction
@@ -90,13 +91,58 @@ class Flow(DensityModel):
         estimate = self.base.estimate_log_prob(z, context, generator=generator)
         return estimate.shifted(log_det, kind=self.bijection.forward_direction.kind).reshape(batch_shape)
 
-    def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
-        """Draws `(*shape, *event)` without gradient."""
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        *,
+        context: Context = None,
+        generator: Rng = None,
+        temperature: float = 1.0,
+    ) -> Values:
+        """Draws `(*shape, *event)` without gradient, from T times draws of the base where the temperature T is not 1.
+
+        Raises:
+            ValueError: a negative temperature, or one other than 1 with a base that is not centred at 0.
+        """
         with torch.no_grad():
-            z = self.base.sample(shape, context=context, generator=generator)
-            rows = z.reshape(math.prod(shape), *self.base.event_shape)
-            x, _ = self.bijection.inverse(rows, fold_context(context, torch.Size(shape)), generator=generator)
-            return x.reshape(*shape, *self.event_shape)
+            return self.decode(self._draw_latent(shape, context, generator, temperature), context, generator=generator)
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Shape of the innermost latent: of the base's own where the base is a flow, as behind preprocessing."""
+        return self.base.latent_shape if isinstance(self.base, Flow) else self.bijection.latent_shape
+
+    def encode(self, x: Values, context: Context = None, *, generator: Rng = None) -> Values:
+        """z = f(x), `(*batch, *latent)`, through the base as well where it is a flow."""
+        rows, batch_shape, folded = self._fold(x, context)
+        z, _ = self.bijection(rows, folded, generator=generator)
+        z = z.reshape(*batch_shape, *self.bijection.latent_shape)
+        return self.base.encode(z, context, generator=generator) if isinstance(self.base, Flow) else z
+
+    def decode(self, z: Values, context: Context = None, *, generator: Rng = None) -> Values:
+        """x = f⁻¹(z), `(*batch, *event)`, from a latent of shape `(*batch, *latent)`.
+
+        Raises:
+            ValueError: `z` does not end in the latent shape, or `context` does not broadcast to its batch.
+        """
+        if isinstance(self.base, Flow):
+            z = self.base.decode(z, context, generator=generator)
+        rows, batch_shape = fold_batch(z, self.bijection.latent_shape, owner="the flow's decode")
+        x, _ = self.bijection.inverse(rows, fold_context(context, batch_shape), generator=generator)
+        return x.reshape(*batch_shape, *self.event_shape)
+
+    def _draw_latent(self, shape: Sequence[int], context: Tensor | None, generator: Rng, temperature: float) -> Tensor:
+        if isinstance(self.base, Flow):
+            return self.base._draw_latent(shape, context, generator, temperature)
+        z = self.base.sample(shape, context=context, generator=generator)
+        if temperature == 1:
+            return z
+        if temperature < 0 or not isinstance(self.base, StandardNormal | StandardLogistic):
+            raise ValueError(
+                f"temperature must be 0 or more and needs a base centred at 0, StandardNormal or StandardLogistic, but "
+                f"is {temperature} with a {type(self.base).__name__}."
+            )
+        return temperature * z
 
     def rsample_and_log_prob(
         self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None

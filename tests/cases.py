@@ -30,18 +30,33 @@ from core import (
 from core.divergence import Divergence
 from discrete import (
     NICE,
+    NSF,
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
+    BatchNorm,
     Bijection,
     Compose,
     Dequantization,
     Diagonal,
     Flow,
+    Glow,
     Inverse,
+    Invertible1x1Conv,
+    LinearFlow,
     Logit,
+    LULinear,
+    MultiScale,
     Permutation,
+    QRLinear,
     RealNVP,
+    Reversible,
+    Rotation,
+    SplineCoupling,
+    Split,
+    Squeeze,
+    Triangular,
+    VariationalDequantization,
 )
 from discrete.bijections.preprocessing import Scaling
 
@@ -82,6 +97,27 @@ def _preprocessing() -> Bijection:
     return Compose(Logit((1, 2, 2), alpha=0.05), Scaling((1, 2, 2), loc=0.3, scale=2.0), ActNorm((1, 2, 2)))
 
 
+def _multi_scale() -> Bijection:
+    """Three levels of an image that no squeeze fits; four channels become two, then one."""
+    first = AffineCoupling((4, 3, 1), mask="half", context_features=2, **SMALL)
+    second = AdditiveCoupling((2, 3, 1), mask="half_flipped", context_features=2, **SMALL)
+    splits = [Split((4, 3, 1), context_features=2), Split((2, 3, 1), context_features=2)]
+    return MultiScale([first, second, ActNorm((1, 3, 1))], splits)
+
+
+def batch_norm(event_shape: int | tuple[int, ...], **keywords: float) -> BatchNorm:
+    """With statistics away from 0 and 1."""
+    norm = BatchNorm(event_shape, **keywords)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 3.0)
+    return norm
+
+
+def _reversible() -> Bijection:
+    step = ActNorm((4, 1, 2)), Invertible1x1Conv((4, 1, 2)), AffineCoupling((4, 1, 2), mask="half", **SMALL)
+    return Reversible(Squeeze((1, 2, 4)), *step)
+
+
 BIJECTIONS: dict[str, BijectionCase] = {
     "additive-2": BijectionCase(partial(AdditiveCoupling, 2, **SMALL), passes=(0,)),
     "additive-3-flipped": BijectionCase(partial(AdditiveCoupling, 3, mask="alternating_flipped", **SMALL), passes=(1,)),
@@ -103,6 +139,49 @@ BIJECTIONS: dict[str, BijectionCase] = {
         partial(AffineCoupling, 7, mask="alternating_flipped", conditioner=TanhConditioner), passes=(1, 3, 5)
     ),
     "affine-3-bound": BijectionCase(partial(AffineCoupling, 3, log_scale_bound=0.5, **SMALL), passes=(0, 2)),
+    "affine-3-sigmoid": BijectionCase(partial(AffineCoupling, 3, scale="sigmoid", **SMALL), passes=(0, 2)),
+    "affine-5-resnet-context": BijectionCase(
+        partial(AffineCoupling, 5, conditioner="resnet", context_features=2, hidden=(8, 16)), 2, passes=(0, 2, 4)
+    ),
+    "spline-2": BijectionCase(partial(SplineCoupling, 2, bins=4, **SMALL), passes=(0,)),
+    "spline-7-resnet-context": BijectionCase(
+        partial(SplineCoupling, 7, mask="half_flipped", bins=3, conditioner="resnet", context_features=2, **SMALL),
+        2,
+        passes=(4, 5, 6),
+    ),
+    "additive-image-half": BijectionCase(
+        partial(AdditiveCoupling, (3, 2, 1), mask="half", **SMALL), passes=(0, 1, 2, 3)
+    ),
+    "additive-image-checkerboard-resnet": BijectionCase(
+        partial(AdditiveCoupling, (1, 2, 3), mask="checkerboard", conditioner="resnet", **SMALL), passes=(0, 2, 4)
+    ),
+    "affine-image-half-flipped-context": BijectionCase(
+        partial(AffineCoupling, (2, 2, 2), mask="half_flipped", context_features=3, **SMALL), 3, passes=(4, 5, 6, 7)
+    ),
+    "affine-image-alternating": BijectionCase(partial(AffineCoupling, (3, 1, 2), **SMALL), passes=(0, 1, 4, 5)),
+    "affine-image-checkerboard-flipped-context": BijectionCase(
+        partial(AffineCoupling, (1, 3, 3), mask="checkerboard_flipped", context_features=2, **SMALL),
+        2,
+        passes=(1, 3, 5, 7),
+    ),
+    "affine-image-tensor": BijectionCase(
+        partial(AffineCoupling, (1, 1, 7), mask=THIRD.reshape(1, 1, 7), **SMALL), passes=(1, 4, 5)
+    ),
+    "affine-image-resnet-context": BijectionCase(
+        partial(AffineCoupling, (2, 2, 2), conditioner="resnet", hidden=(8, 4), context_features=1),
+        1,
+        passes=(0, 1, 2, 3),
+    ),
+    "spline-image-half": BijectionCase(partial(SplineCoupling, (2, 2, 1), mask="half", bins=3, **SMALL), passes=(0, 1)),
+    "spline-image-checkerboard": BijectionCase(
+        partial(SplineCoupling, (1, 2, 2), mask="checkerboard", bins=3, **SMALL), passes=(0, 3)
+    ),
+    "squeeze-1": BijectionCase(partial(Squeeze, (1, 2, 4))),
+    "squeeze-3": BijectionCase(partial(Squeeze, (3, 2, 2))),
+    "split-2": BijectionCase(partial(Split, (2, 2, 2)), passes=(0, 1, 2, 3)),
+    "split-3-context": BijectionCase(partial(Split, (3, 2, 1), context_features=2, **SMALL), 2, passes=(0, 1, 2, 3)),
+    "multi-scale-context": BijectionCase(_multi_scale, 2),
+    "multi-scale-one": BijectionCase(lambda: MultiScale([Squeeze((1, 2, 2))], [])),
     "permutation-1": BijectionCase(partial(Permutation, 1)),
     "permutation-3-reverse": BijectionCase(partial(Permutation, 3)),
     "permutation-7-random": BijectionCase(lambda: Permutation(7, order="random", generator=rng())),
@@ -113,6 +192,9 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "actnorm-1": BijectionCase(partial(ActNorm, 1)),
     "actnorm-7": BijectionCase(partial(ActNorm, 7)),
     "actnorm-image": BijectionCase(partial(ActNorm, (3, 2, 2))),
+    "batchnorm-1": BijectionCase(partial(batch_norm, 1)),
+    "batchnorm-7": BijectionCase(partial(batch_norm, 7, eps=0.1)),
+    "batchnorm-image": BijectionCase(partial(batch_norm, (3, 2, 2))),
     "scaling-1": BijectionCase(partial(Scaling, 1, loc=0.5, scale=0.5)),
     "scaling-3": BijectionCase(
         partial(Scaling, 3, loc=torch.tensor([0.0, 1.0, -2.0]), scale=torch.tensor([0.1, 1.0, 3.0]))
@@ -122,6 +204,32 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "logit-1": BijectionCase(partial(Logit, 1, alpha=0.05), data=unit),
     "logit-3-narrow": BijectionCase(partial(Logit, 3, alpha=1e-6), data=unit),
     "logit-image": BijectionCase(partial(Logit, (1, 2, 2), alpha=0.05), data=unit),
+    "permutation-image": BijectionCase(partial(Permutation, (3, 1, 2))),
+    "triangular-1": BijectionCase(partial(Triangular, 1)),
+    "triangular-2": BijectionCase(partial(Triangular, 2)),
+    "triangular-7-upper": BijectionCase(partial(Triangular, 7, triangle="upper")),
+    "lu-linear-1": BijectionCase(partial(LULinear, 1)),
+    "lu-linear-2-identity": BijectionCase(partial(LULinear, 2, permutation="identity")),
+    "lu-linear-3-tensor": BijectionCase(partial(LULinear, 3, permutation=torch.tensor([1, 2, 0]))),
+    "lu-linear-3-signs": BijectionCase(partial(LULinear, 3, signs=torch.tensor([1, -1, -1]))),
+    "lu-linear-7": BijectionCase(lambda: LULinear(7, generator=rng())),
+    "qr-linear-1": BijectionCase(partial(QRLinear, 1)),
+    "qr-linear-1-mirror": BijectionCase(partial(QRLinear, 1, reflections=1)),
+    "qr-linear-2": BijectionCase(partial(QRLinear, 2)),
+    "qr-linear-7": BijectionCase(lambda: QRLinear(7, generator=rng())),
+    "qr-linear-7-three": BijectionCase(partial(QRLinear, 7, reflections=3)),
+    "rotation-1": BijectionCase(partial(Rotation, 1)),
+    "rotation-2": BijectionCase(partial(Rotation, 2)),
+    "rotation-7": BijectionCase(lambda: Rotation(7, generator=rng())),
+    "rotation-7-four": BijectionCase(partial(Rotation, 7, reflections=4)),
+    "conv1x1-lu-1": BijectionCase(partial(Invertible1x1Conv, (1, 2, 2))),
+    "conv1x1-lu-4": BijectionCase(partial(Invertible1x1Conv, (4, 1, 2))),
+    "conv1x1-lu-7": BijectionCase(lambda: Invertible1x1Conv((7, 1, 1), generator=rng())),
+    "conv1x1-dense-1": BijectionCase(partial(Invertible1x1Conv, (1, 2, 2), parametrization="dense")),
+    "conv1x1-dense-3": BijectionCase(partial(Invertible1x1Conv, (3, 2, 1), parametrization="dense")),
+    "conv1x1-qr-1": BijectionCase(partial(Invertible1x1Conv, (1, 2, 2), parametrization="qr")),
+    "conv1x1-qr-3": BijectionCase(partial(Invertible1x1Conv, (3, 2, 1), parametrization="qr")),
+    "conv1x1-qr-4": BijectionCase(partial(Invertible1x1Conv, (4, 1, 2), parametrization="qr")),
     "compose-mixed-context": BijectionCase(_mixed, 2),
     "compose-preprocessing": BijectionCase(_preprocessing, data=unit),
     "compose-one": BijectionCase(lambda: Compose(AffineCoupling(2, **SMALL))),
@@ -129,11 +237,17 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "inverse-compose-context": BijectionCase(lambda: Inverse(_mixed()), 2),
     "inverse-logit": BijectionCase(lambda: Inverse(Logit(2, alpha=0.05)), latents=unit),
     "inverse-inverse": BijectionCase(lambda: Inverse(Inverse(Diagonal(3)))),
+    "reversible-image": BijectionCase(_reversible),
+    "reversible-mixed-context": BijectionCase(lambda: Reversible(*_mixed().bijections), 2),
+    "inverse-reversible-context": BijectionCase(lambda: Inverse(Reversible(*_mixed().bijections)), 2),
 }
 
 SURJECTIONS: dict[str, Callable[[], Bijection]] = {
     "dequantization-256": partial(Dequantization, 3, bins=256),
     "dequantization-5": partial(Dequantization, (1, 2, 2), bins=5),
+    "variational-1": partial(VariationalDequantization, 1, bins=5, **SMALL),
+    "variational-3": partial(VariationalDequantization, 3, bins=256, **SMALL),
+    "variational-image": partial(VariationalDequantization, (1, 2, 2), bins=5, layers=2, **SMALL),
 }
 
 
@@ -203,6 +317,27 @@ DENSITIES: dict[str, DensityCase] = {
     "real-nvp-3-context": DensityCase(partial(RealNVP, 3, layers=3, context_features=2, **SMALL), 2),
     "real-nvp-4-strides": DensityCase(partial(RealNVP, 4, layers=4, strides=(1, 2), **SMALL)),
     "real-nvp-bare": DensityCase(partial(RealNVP, 2, layers=2, actnorm=False, **SMALL), tolerance=1e-3),
+    "nsf-2": DensityCase(partial(NSF, 2, layers=2, bins=4, **SMALL), tolerance=1e-3, noise=0.1),
+    "nsf-3-context": DensityCase(partial(NSF, 3, layers=2, bins=4, context_features=2, **SMALL), 2),
+    "nsf-image": DensityCase(partial(NSF, (1, 4, 4), layers=1, levels=2, bins=3, **SMALL)),
+    "glow-image": DensityCase(partial(Glow, (1, 4, 4), levels=2, depth=2, **SMALL)),
+    "glow-image-context": DensityCase(
+        partial(Glow, (4, 1, 3), levels=2, depth=1, coupling="additive", context_features=2, **SMALL), 2
+    ),
+    "glow-image-sigmoid-qr": DensityCase(
+        partial(Glow, (3, 2, 2), levels=1, depth=2, scale="sigmoid", parametrization="qr", **SMALL)
+    ),
+    "glow-image-reversible": DensityCase(partial(Glow, (1, 4, 2), levels=2, depth=2, reversible=True, **SMALL)),
+    "real-nvp-image": DensityCase(partial(RealNVP, (1, 4, 4), layers=2, hidden=(4,)), noise=0.1),
+    "real-nvp-image-odd-context": DensityCase(
+        partial(RealNVP, (2, 3, 3), layers=1, levels=2, context_features=2, hidden=(4,)), 2
+    ),
+    "linear-flow-1": DensityCase(partial(LinearFlow, 1)),
+    "linear-flow-2-lu": DensityCase(partial(LinearFlow, 2)),
+    "linear-flow-2-qr": DensityCase(partial(LinearFlow, 2, parametrization="qr")),
+    "linear-flow-2-triangular": DensityCase(partial(LinearFlow, 2, parametrization="triangular")),
+    "linear-flow-2-logistic": DensityCase(partial(LinearFlow, 2, base=StandardLogistic(2)), tolerance=1e-3),
+    "linear-flow-7": DensityCase(partial(LinearFlow, 7)),
     "flow-diagonal-1": DensityCase(lambda: Flow(Diagonal(1, scale=3.0), StandardLogistic(1))),
     "flow-logit-1": DensityCase(lambda: Flow(Logit(1), StandardLogistic(1)), data=unit, box=LOGIT_RANGE),
     "flow-logit-real-nvp-2": DensityCase(

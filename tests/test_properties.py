@@ -64,10 +64,11 @@ def test_bijections_stay_finite_at_any_scale(name: str, scale: float, seed: int,
     """Inputs to ±1e6 give finite values and log-determinants, in float32 too."""
     case = BIJECTIONS[name]
     bijection = case.make() if double else case.make().float()
-    x = scale * normal(3, bijection.event_shape, rng(seed)).to(torch.float64 if double else torch.float32)
+    dtype = torch.float64 if double else torch.float32
     context = case.context(3, rng(seed + 1))
-    for direction in (bijection.forward, bijection.inverse):
-        y, log_det = direction(x, None if context is None else context.to(x.dtype))
+    for shape, direction in ((bijection.event_shape, bijection.forward), (bijection.latent_shape, bijection.inverse)):
+        x = scale * normal(3, shape, rng(seed)).to(dtype)
+        y, log_det = direction(x, None if context is None else context.to(dtype))
         assert y.isfinite().all()
         assert log_det.isfinite().all()
 

@@ -4,60 +4,17 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from core.density import Rng
-from core.nets import MLP
-from core.shapes import vector_size
+from core.nets import MLP, ConvNet, ResidualConvNet, ResidualMLP
 from discrete.bijection import Bijection, Context, Events, Mapped
-from discrete.bijections.transformers import AdditiveTransformer, AffineTransformer, Transformer
+from discrete.bijections.partition import ChannelPartition, MaskName, Partition, PixelPartition, coupling_mask
+from discrete.bijections.spline import SplineTransformer
+from discrete.bijections.transformers import AdditiveTransformer, AffineTransformer, ScaleName, Transformer
 
-Conditioner = Callable[[int, int], nn.Module]
-MaskName = Literal["alternating", "alternating_flipped", "half", "half_flipped"]
-
-
-def vector_mask(size: int, mask: MaskName | Tensor) -> Tensor:
-    """Boolean mask b of a vector, True where a coordinate passes unchanged and steers the others.
-
-    Args:
-        size: number of features, 2 or more.
-        mask: `alternating` (even coordinates pass), `half` (the first half passes), either `_flipped`, or a boolean
-            tensor `(size,)`: any partition.
-
-    Raises:
-        ValueError: an unknown name, a wrong shape, or a part that would be empty.
-
-    Example:
-        >>> vector_mask(4, "alternating").tolist()
-        [True, False, True, False]
-    """
-    if isinstance(mask, Tensor):
-        b = mask.bool()
-    else:
-        name = mask.removesuffix("_flipped")
-        strides = {"alternating": 1, "half": (size + 1) // 2}
-        if name not in strides:
-            raise ValueError(f"mask must be alternating, half, one of them _flipped, or a tensor, but is {mask!r}.")
-        b = alternating_mask(size, strides[name], flipped=mask != name)
-    if b.shape != (size,) or b.all() or not b.any():
-        raise ValueError(
-            f"mask must split {size} features into two parts that are not empty, but has shape {tuple(b.shape)} and "
-            f"passes {int(b.sum())} of them."
-        )
-    return b
-
-
-def alternating_mask(size: int, stride: int, *, flipped: bool) -> Tensor:
-    """Mask that alternates in runs of `stride` coordinates, the first run passing unless flipped.
-
-    Example:
-        >>> alternating_mask(4, 2, flipped=False).tolist()
-        [True, True, False, False]
-    """
-    if stride < 1:
-        raise ValueError(f"a mask alternates in runs of 1 coordinate or more, but the stride is {stride}.")
-    return (torch.arange(size) // stride % 2 == 0) != flipped
+Conditioner = Literal["plain", "resnet"] | Callable[[int, int], nn.Module]
+NETWORKS = {(1, "plain"): MLP, (1, "resnet"): ResidualMLP, (3, "plain"): ConvNet, (3, "resnet"): ResidualConvNet}
 
 
 class Coupling(Bijection, abc.ABC):
@@ -66,10 +23,6 @@ class Coupling(Bijection, abc.ABC):
     References:
         Dinh, Krueger, Bengio, "NICE", 2014, eq. 8-11. Dinh, Sohl-Dickstein, Bengio, "RealNVP", 2017, eq. 4-9.
     """
-
-    passing: Tensor
-    moving: Tensor
-    order: Tensor
 
     @abc.abstractmethod
     def __init__(
@@ -82,27 +35,29 @@ class Coupling(Bijection, abc.ABC):
         activation: str,
         dropout: float,
         context_features: int,
-        conditioner: Conditioner | None,
+        conditioner: Conditioner,
     ) -> None:
         super().__init__(event_shape)
-        b = vector_mask(vector_size(event_shape, owner=type(self).__name__), mask)
-        self.register_buffer("passing", b.nonzero()[:, 0])
-        self.register_buffer("moving", (~b).nonzero()[:, 0])
-        self.register_buffer("order", torch.argsort(torch.cat([self.passing, self.moving])))
+        b = coupling_mask(self.event_shape, mask)
+        self.partition: Partition = ChannelPartition(b) if b.ndim == 1 else PixelPartition(b)
         self.transformer = transformer
-        k = transformer.parameters_per_feature
-        if conditioner is None:
-            self.conditioner: nn.Module = MLP(
-                len(self.passing),
-                len(self.moving) * k,
-                hidden=hidden,
-                activation=activation,
-                dropout=dropout,
-                context_features=context_features,
-                zero_output=True,
+        shape = (self.partition.channels_in, self.partition.channels_out * transformer.parameters_per_feature)
+        if callable(conditioner):
+            self.conditioner: nn.Module = conditioner(*shape)
+            return
+        if (len(self.event_shape), conditioner) not in NETWORKS:
+            raise ValueError(
+                f"{type(self).__name__} has conditioners plain and resnet, for vectors and (channels, height, width), "
+                f"but was asked for {conditioner!r} over an event of shape {tuple(self.event_shape)}."
             )
-        else:
-            self.conditioner = conditioner(len(self.passing), len(self.moving) * k)
+        self.conditioner = NETWORKS[len(self.event_shape), conditioner](
+            *shape,
+            hidden=hidden,
+            activation=activation,
+            dropout=dropout,
+            context_features=context_features,
+            zero_output=True,
+        )
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and log|det dz/dx|."""
@@ -115,10 +70,9 @@ class Coupling(Bijection, abc.ABC):
     def _couple(
         self, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        steering, moved = x.index_select(1, self.passing), x.index_select(1, self.moving)
-        theta = self.conditioner(steering, context).unflatten(1, (len(self.moving), -1))
-        moved, log_derivative = transform(moved, theta)
-        return torch.cat([steering, moved], 1).index_select(1, self.order), log_derivative.sum(1)
+        steering, moving = self.partition.split(x)
+        theta = self.conditioner(steering, context).unflatten(1, (self.partition.channels_out, -1)).movedim(2, -1)
+        return self.partition.join(steering, *transform(moving, theta))
 
 
 class AdditiveCoupling(Coupling):
@@ -130,18 +84,21 @@ class AdditiveCoupling(Coupling):
     Checked by tests/contracts/bijections.py.
 
     Args:
-        event_shape: number of features, 2 or more.
-        mask: which coordinates pass: `alternating`, `half`, either `_flipped`, or a boolean tensor.
+        event_shape: features of a vector, or (channels, height, width).
+        mask: what passes: `alternating` or `half` of the features or channels, `checkerboard` of the pixels, any of
+            them `_flipped`, or a boolean tensor over features, channels or the whole event.
         hidden: widths of the conditioner.
         activation: its activation.
         dropout: its dropout probability.
         context_features: width of the context, 0 for none.
-        conditioner: builds another network from (features in, features out); it is called with (x_b, context).
+        conditioner: `plain` (an MLP; for images 3×3, 1×1, 3×3 convolutions), `resnet`, or what builds another from
+            (channels in, channels out); it is called with (x_b, context).
 
     Raises:
-        ValueError: an event that is no vector, or a mask that does not split it.
+        ValueError: a mask that does not split the event, or an unknown network.
 
     Example:
+        >>> import torch
         >>> coupling = AdditiveCoupling(2)
         >>> z, log_det = coupling(torch.ones(3, 2))
         >>> log_det.tolist()
@@ -157,7 +114,7 @@ class AdditiveCoupling(Coupling):
         activation: str = "relu",
         dropout: float = 0.0,
         context_features: int = 0,
-        conditioner: Conditioner | None = None,
+        conditioner: Conditioner = "plain",
     ) -> None:
         super().__init__(
             event_shape,
@@ -182,20 +139,24 @@ class AffineCoupling(Coupling):
     Checked by tests/contracts/bijections.py.
 
     Args:
-        event_shape: number of features, 2 or more.
-        mask: which coordinates pass: `alternating`, `half`, either `_flipped`, or a boolean tensor.
+        event_shape: features of a vector, or (channels, height, width).
+        mask: what passes: `alternating` or `half` of the features or channels, `checkerboard` of the pixels, any of
+            them `_flipped`, or a boolean tensor over features, channels or the whole event.
         hidden: widths of the conditioner.
         activation: its activation.
         dropout: its dropout probability.
         context_features: width of the context, 0 for none.
         log_scale_bound: B > 0.
-        conditioner: builds another network from (features in, features out), the output a and t interleaved.
+        scale: `tanh`, or `sigmoid` for Glow's exp(s) = sigmoid(a + 2), which only contracts.
+        conditioner: `plain` (an MLP; for images 3×3, 1×1, 3×3 convolutions), `resnet`, or what builds another from
+            (channels in, channels out), the output a and t interleaved; it is called with (x_b, context).
 
     Raises:
-        ValueError: an event that is no vector, a mask that does not split it, or a bound that is not positive.
+        ValueError: a mask that does not split the event, a bound that is not positive, or an unknown network.
 
     Example:
-        >>> z, log_det = AffineCoupling(4)(torch.ones(3, 4))
+        >>> import torch
+        >>> z, log_det = AffineCoupling((1, 4, 4), mask="checkerboard")(torch.ones(3, 1, 4, 4))
         >>> log_det.shape
         torch.Size([3])
     """
@@ -210,11 +171,70 @@ class AffineCoupling(Coupling):
         dropout: float = 0.0,
         context_features: int = 0,
         log_scale_bound: float = 3.0,
-        conditioner: Conditioner | None = None,
+        scale: ScaleName = "tanh",
+        conditioner: Conditioner = "plain",
     ) -> None:
         super().__init__(
             event_shape,
-            AffineTransformer(log_scale_bound=log_scale_bound),
+            AffineTransformer(log_scale_bound=log_scale_bound, scale=scale),
+            mask=mask,
+            hidden=hidden,
+            activation=activation,
+            dropout=dropout,
+            context_features=context_features,
+            conditioner=conditioner,
+        )
+
+
+class SplineCoupling(Coupling):
+    """z_b = x_b, z_r a monotone rational-quadratic spline of x_r with knots from x_b: log|det| = Σ log ∂z_r/∂x_r.
+
+    Within [-B, B] the spline has K bins, outside it is the identity; so is a fresh layer everywhere.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", 2019, eq. 4-8, section 3.2.
+
+    Checked by tests/contracts/bijections.py and tests/discrete/test_spline.py.
+
+    Args:
+        event_shape: features of a vector, or (channels, height, width).
+        mask: what passes: `alternating` or `half` of the features or channels, `checkerboard` of the pixels, any of
+            them `_flipped`, or a boolean tensor over features, channels or the whole event.
+        hidden: widths of the conditioner.
+        activation: its activation.
+        dropout: its dropout probability.
+        context_features: width of the context, 0 for none.
+        bins: number K of bins.
+        bound: B > 0.
+        conditioner: `plain` (an MLP; for images 3×3, 1×1, 3×3 convolutions), `resnet`, or what builds another from
+            (channels in, channels out), 3 K - 1 parameters of each value in a row; it is called with (x_b, context).
+
+    Raises:
+        ValueError: a mask that does not split the event, bins or a bound out of range, or an unknown network.
+
+    Example:
+        >>> import torch
+        >>> z, log_det = SplineCoupling(4, bins=8)(torch.full((1, 4), 0.5))
+        >>> z.shape, log_det.shape
+        (torch.Size([1, 4]), torch.Size([1]))
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        mask: MaskName | Tensor = "alternating",
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        context_features: int = 0,
+        bins: int = 8,
+        bound: float = 3.0,
+        conditioner: Conditioner = "plain",
+    ) -> None:
+        super().__init__(
+            event_shape,
+            SplineTransformer(bins=bins, bound=bound),
             mask=mask,
             hidden=hidden,
             activation=activation,

@@ -13,56 +13,7 @@ from torch.nn import functional as F
 
 from core.density import Rng
 from core.shapes import as_float, sum_event
-from core.units import dequantization_nats
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
-
-
-class Dequantization(Bijection):
-    """z = (k + u)/K, u uniform on [0, 1)^D, for integers k in 0..K-1: log-det -D log K; a bound, by Jensen.
-
-    E_u[log p(z)] - D log K ≤ log P(k). A surjection: only inverse ∘ forward is exact, with k = ⌊K z⌋.
-
-    References:
-        Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, eq. 4-6.
-
-    Checked by tests/discrete/test_preprocessing.py.
-
-    Args:
-        event_shape: shape of one event.
-        bins: number K of levels, 2 or more.
-
-    Raises:
-        ValueError: fewer than two bins.
-
-    Example:
-        >>> layer = Dequantization(2, bins=4)
-        >>> z, log_det = layer(torch.tensor([[0, 3]]))
-        >>> layer.inverse(z)[0].tolist(), round(log_det.item(), 4)  # -2 log 4
-        ([[0.0, 3.0]], -2.7726)
-    """
-
-    forward_direction = Direction(0, "bound")
-    inverse_direction = Direction(0, "bound")
-    levels: Tensor
-
-    def __init__(self, event_shape: int | Sequence[int], *, bins: int) -> None:
-        super().__init__(event_shape)
-        self.bins = bins
-        self.log_volume = dequantization_nats(event_shape, bins=bins)
-        self.register_buffer("levels", torch.tensor(float(bins)))
-
-    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """A random z and -D log K."""
-        k = x.to(self.levels.dtype)
-        u = torch.rand(k.shape, generator=generator, dtype=k.dtype, device=k.device)
-        # At the very edge of a cell rounding would carry (k + u)/K over into its neighbour.
-        edge = 2 * self.bins * torch.finfo(k.dtype).eps
-        return (k + u.clamp(edge, 1 - edge)) / self.levels, k.new_full((k.shape[0],), -self.log_volume)
-
-    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """k = ⌊K z⌋, the nearest level where z leaves [0, 1), and D log K."""
-        k = (z * self.levels).floor().clamp(min=0).minimum(self.levels - 1)
-        return k, z.new_full((z.shape[0],), self.log_volume)
 
 
 class Logit(Bijection):

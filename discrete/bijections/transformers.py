@@ -1,13 +1,15 @@
 """Elementwise invertible maps whose parameters a conditioner network gives."""
 
 import abc
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-Features = Float[Tensor, "rows n"]
-Parameters = Float[Tensor, "rows n k"]
+Features = Float[Tensor, "rows n ..."]
+Parameters = Float[Tensor, "rows n ... k"]
 Elementwise = tuple[Features, Features]  # the image, and the log-derivative of this direction
 
 
@@ -18,11 +20,11 @@ class Transformer(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
-        """z and log dz/dx, each `(rows, n)`."""
+        """z and log dz/dx, each shaped like `x`."""
 
     @abc.abstractmethod
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
-        """x and log dx/dz, each `(rows, n)`."""
+        """x and log dx/dz, each shaped like `z`."""
 
 
 class AdditiveTransformer(Transformer):
@@ -39,19 +41,30 @@ class AdditiveTransformer(Transformer):
         return z - theta[..., 0], torch.zeros_like(z)
 
 
+ScaleName = Literal["tanh", "sigmoid"]
+
+
 class AffineTransformer(Transformer):
     """z = x exp(s) + t with s = B tanh(a/B): softly and symmetrically bounded, identity at θ = 0.
 
+    The scale `sigmoid` is that of Glow's code instead, exp(s) = sigmoid(a + 2) in (0, 1): not the identity at θ = 0.
+
     Args:
-        log_scale_bound: B > 0, so that every scale lies within exp(±B).
+        log_scale_bound: B > 0, so that every scale lies within exp(±B); without effect on `sigmoid`.
+        scale: `tanh` or `sigmoid`.
+
+    Raises:
+        ValueError: a bound that is not positive, or an unknown scale.
     """
 
     parameters_per_feature = 2
 
-    def __init__(self, *, log_scale_bound: float = 3.0) -> None:
+    def __init__(self, *, log_scale_bound: float = 3.0, scale: ScaleName = "tanh") -> None:
         if not log_scale_bound > 0:
             raise ValueError(f"log_scale_bound must be positive, but is {log_scale_bound}.")
-        self.log_scale_bound = log_scale_bound
+        if scale not in ("tanh", "sigmoid"):
+            raise ValueError(f"scale must be tanh or sigmoid, but is {scale!r}.")
+        self.log_scale_bound, self.scale = log_scale_bound, scale
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
         """z = x exp(s) + t."""
@@ -65,4 +78,9 @@ class AffineTransformer(Transformer):
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         a, t = theta.unbind(-1)
-        return self.log_scale_bound * torch.tanh(a / self.log_scale_bound), t
+        return F.logsigmoid(a + 2) if self.scale == "sigmoid" else soft_bound(a, self.log_scale_bound), t
+
+
+def soft_bound(a: Tensor, bound: float) -> Tensor:
+    """B tanh(a/B): within ±B, odd, of slope 1 at 0."""
+    return bound * torch.tanh(a / bound)

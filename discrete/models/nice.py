@@ -6,8 +6,9 @@ from core.bases import StandardLogistic
 from core.density import DensityModel
 from core.shapes import vector_size
 from discrete.bijection import Compose
-from discrete.bijections.coupling import AdditiveCoupling, MaskName
+from discrete.bijections.coupling import AdditiveCoupling
 from discrete.bijections.linear import Diagonal
+from discrete.bijections.partition import MaskName
 from discrete.flow import Flow
 
 

@@ -7,7 +7,7 @@ from cflows import ScoreSDE
 from cflows.probability_flow import ODESolver
 from core import DiagonalNormal, StandardLogistic, StandardNormal, StandardUniform
 from discrete import NICE, AffineCoupling, Compose, Diagonal, Flow, Inverse, Logit, Permutation, RealNVP
-from discrete.bijections.coupling import alternating_mask
+from discrete.bijections.partition import alternating_mask
 from discrete.bijections.preprocessing import Scaling
 
 
@@ -60,11 +60,11 @@ def test_every_coordinate_moves_and_steers(build: type) -> None:
 def test_real_nvp_alternates_in_strides() -> None:
     """On a 2 × 4 image, flattened: columns, and after them rows; each partition once either way."""
     flow = RealNVP(8, layers=4, hidden=(8,), strides=(1, 4), actnorm=False)
-    passing = [layer.passing.tolist() for layer in flow.bijection.bijections]
+    passing = [layer.partition.passing.tolist() for layer in flow.bijection.bijections]
     assert passing == [[0, 2, 4, 6], [1, 3, 5, 7], [0, 1, 2, 3], [4, 5, 6, 7]]
     assert alternating_mask(6, 2, flipped=True).tolist() == [False, False, True, True, False, False]
     for stride in (0, 8):
-        with pytest.raises(ValueError, match=r"the stride is 0|passes 8 of them"):
+        with pytest.raises(ValueError, match=r"the stride is 0|passes 8 of 8"):
             RealNVP(8, strides=(stride,))
 
 

@@ -1,4 +1,5 @@
 import copy
+import io
 
 import pytest
 import torch
@@ -51,6 +52,21 @@ def test_a_loaded_layer_never_initialises_again() -> None:
     other = batch((3,), seed=2) + 5
     for copied in (fresh, copy.deepcopy(norm)):
         assert torch.equal(copied(other)[0], norm(other)[0])
+
+
+def test_a_saved_layer_comes_back_initialised_and_goes_on_training() -> None:
+    """The flag is in the file; a batch of one is a batch like any other from then on."""
+    norm = ActNorm(3).double().train()
+    norm(batch((3,)))
+    buffer, fresh = io.BytesIO(), ActNorm(3).double().train()
+    torch.save(norm.state_dict(), buffer)
+    buffer.seek(0)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert fresh.initialised
+    other = batch((3,), seed=2, rows=1) + 5
+    for a, b in zip(fresh(other), norm(other), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), norm.parameters(), strict=True))
 
 
 def test_parameters_train_after_initialisation() -> None:

@@ -1,0 +1,150 @@
+"""Partitions of an event into a part that passes a coupling and a part that moves."""
+
+import abc
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.shapes import as_event_shape, sum_event
+
+MaskName = Literal[
+    "alternating", "alternating_flipped", "half", "half_flipped", "checkerboard", "checkerboard_flipped"
+]  # fmt: skip
+
+
+def coupling_mask(event_shape: int | Sequence[int], mask: MaskName | Tensor) -> Tensor:
+    """Boolean mask b, True where a value passes unchanged and steers the others.
+
+    Args:
+        event_shape: features of a vector, or (channels, height, width).
+        mask: `alternating` (even features or channels pass), `half` (the first half of them passes: the channel-wise
+            mask of an image), `checkerboard` (pixels of even row + column pass), any of them `_flipped`, or a boolean
+            tensor over the features or channels, or over the whole event: any partition.
+
+    Returns:
+        The mask, over the features or channels, or over the whole image where pixels differ.
+
+    Raises:
+        ValueError: an unknown name, a checkerboard without pixels, a wrong shape, or a part that would be empty.
+
+    Example:
+        >>> coupling_mask(4, "alternating").tolist()
+        [True, False, True, False]
+        >>> coupling_mask((1, 2, 3), "checkerboard").int().tolist()
+        [[[1, 0, 1], [0, 1, 0]]]
+    """
+    shape = as_event_shape(event_shape)
+    b = mask.bool() if isinstance(mask, Tensor) else _named_mask(shape, mask)
+    if b.shape not in (shape[:1], shape) or b.all() or not b.any():
+        raise ValueError(
+            f"mask must split an event of shape {tuple(shape)} into two parts that are not empty, but has shape "
+            f"{tuple(b.shape)} and passes {int(b.sum())} of {b.numel()}."
+        )
+    return b
+
+
+def alternating_mask(size: int, stride: int, *, flipped: bool) -> Tensor:
+    """Mask that alternates in runs of `stride` coordinates, the first run passing unless flipped.
+
+    Example:
+        >>> alternating_mask(4, 2, flipped=False).tolist()
+        [True, True, False, False]
+    """
+    if stride < 1:
+        raise ValueError(f"a mask alternates in runs of 1 coordinate or more, but the stride is {stride}.")
+    return (torch.arange(size) // stride % 2 == 0) != flipped
+
+
+def _named_mask(shape: torch.Size, mask: str) -> Tensor:
+    name = mask.removesuffix("_flipped")
+    flipped = mask != name
+    if name == "checkerboard" and len(shape) == 3:
+        _, height, width = shape
+        pixels = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
+        return (pixels != flipped).expand(shape).contiguous()
+    strides = {"alternating": 1, "half": (shape[0] + 1) // 2}
+    if name not in strides:
+        raise ValueError(
+            f"mask must be alternating, half, for images (channels, height, width) checkerboard, one of them _flipped, "
+            f"or a tensor, but is {mask!r} for an event of shape {tuple(shape)}."
+        )
+    return alternating_mask(shape[0], strides[name], flipped=flipped)
+
+
+class Partition(nn.Module, abc.ABC):
+    """Which part of an event steers and which moves; `channels_in` and `channels_out` count what each is made of."""
+
+    channels_in: int
+    channels_out: int
+
+    @abc.abstractmethod
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the conditioner sees, and what moves."""
+
+    @abc.abstractmethod
+    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
+        """The event put together again, and the log-determinant `(rows,)`."""
+
+
+class ChannelPartition(Partition):
+    """Features of a vector or channels of an image, each as a whole.
+
+    Args:
+        b: boolean mask `(channels,)`.
+    """
+
+    passing: Tensor
+    moving: Tensor
+    order: Tensor
+
+    def __init__(self, b: Tensor) -> None:
+        super().__init__()
+        passing, moving = b.nonzero()[:, 0], (~b).nonzero()[:, 0]
+        self.register_buffer("passing", passing)
+        self.register_buffer("moving", moving)
+        self.register_buffer("order", torch.argsort(torch.cat([passing, moving])))
+        self.channels_in, self.channels_out = len(passing), len(moving)
+        # Halves are slices, which cost nothing.
+        self.head_passes = bool(b[: self.channels_in].all())
+        self.tail_passes = bool(b[self.channels_out :].all())
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channels that pass, and those that move."""
+        if self.head_passes:
+            return x[:, : self.channels_in], x[:, self.channels_in :]
+        if self.tail_passes:
+            return x[:, self.channels_out :], x[:, : self.channels_out]
+        return x.index_select(1, self.passing), x.index_select(1, self.moving)
+
+    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
+        """Every channel back in its place."""
+        log_det = sum_event(log_derivative)
+        if self.tail_passes:
+            return torch.cat([moved, steering], 1), log_det
+        z = torch.cat([steering, moved], 1)
+        return (z if self.head_passes else z.index_select(1, self.order)), log_det
+
+
+class PixelPartition(Partition):
+    """Any values of an image: the conditioner sees the image with all others set to zero.
+
+    Args:
+        b: boolean mask `(channels, height, width)`.
+    """
+
+    b: Tensor
+
+    def __init__(self, b: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("b", b)
+        self.channels_in = self.channels_out = b.shape[0]
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The masked image, and the whole image, of which only the rest will be kept."""
+        return x * self.b, x
+
+    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
+        """Passing values from the one, moved values from the other."""
+        return torch.where(self.b, steering, moved), sum_event(torch.where(self.b, 0.0, log_derivative))

@@ -1,0 +1,171 @@
+"""Products of Householder reflections: trained orthogonal matrices, QR factors and random rotations."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.density import Rng
+from discrete.bijections.matrices import Matrix, Nats, Rows, Square, TriangularMatrix
+
+BLOCK = 128  # reflections at a time: V Vᵀ of all 784 at once takes three times as long as blocks on 100 rows
+
+
+class HouseholderMatrix(Matrix):
+    """W = Q = H₁ ⋯ H_K with Hᵢ = I - 2 vᵢ vᵢᵀ/|vᵢ|²: orthogonal whatever the vectors, det Q = (-1)ᴷ.
+
+    In compact form Q = I - Vᵀ T V, where V holds the vectors as rows and T⁻¹ = triu(V Vᵀ, 1) + diag(½|vᵢ|²); it is
+    applied block by block of V, each by two products and one substitution. Every orthogonal matrix is such a product
+    with K ≤ n. Lengths do not matter. With K = 0, where Q = I, or n = 1, where Hᵢ = -1, there is nothing to train and V
+    is a buffer.
+
+    References:
+        Tomczak and Welling, "Improving variational auto-encoders using Householder flow", 2016.
+        Joffrain et al., "Accumulating Householder transformations, revisited", 2006, for T⁻¹.
+
+    Checked by tests/discrete/test_linear.py.
+
+    Args:
+        vectors: V at the start, `(K, n)`, no row zero.
+
+    Example:
+        >>> HouseholderMatrix(torch.tensor([[1.0, -1.0]])).multiply(torch.tensor([[5.0, 7.0]])).tolist()
+        [[7.0, 5.0]]
+    """
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Float[Tensor, "K n"]) -> None:
+        super().__init__()
+        if vectors.shape[0] and vectors.shape[1] > 1:
+            self.vectors = nn.Parameter(vectors.clone())
+        else:
+            self.register_buffer("vectors", vectors.clone())
+
+    def multiply(self, x: Rows) -> Rows:
+        """x Qᵀ, O(K n) a row."""
+        for V in reversed(self.vectors.split(BLOCK)):
+            x = x - torch.linalg.solve_triangular(_inverse_t(V).mT, x @ V.mT, upper=False, left=False) @ V
+        return x
+
+    def solve(self, z: Rows) -> Rows:
+        """z Q, O(K n) a row."""
+        for V in self.vectors.split(BLOCK):
+            z = z - torch.linalg.solve_triangular(_inverse_t(V), z @ V.mT, upper=True, left=False) @ V
+        return z
+
+    def matrix(self) -> Square:
+        """Q itself, O(K n²)."""
+        return self.solve(torch.eye(self.vectors.shape[1], dtype=self.vectors.dtype, device=self.vectors.device))
+
+    def log_abs_det(self) -> Nats:
+        """Zero."""
+        return self.vectors.new_zeros(())
+
+
+def _inverse_t(V: Tensor) -> Tensor:
+    """T⁻¹ of the reflections V."""
+    gram = V @ V.mT
+    return gram.triu(1) + gram.diagonal().mul(0.5).diag()
+
+
+class QRMatrix(Matrix):
+    """W = Q R: Q a product of K Householder reflections, R upper triangular with diagonal exp(s): log|det W| = Σ sᵢ.
+
+    With K = n or n - 1, whichever is even, this is every matrix of positive determinant, with the other every one of
+    negative determinant; signs on the diagonal of R would add nothing. Starts at R = I.
+
+    References:
+        Hoogeboom, van den Berg, Welling, "Emerging convolutions for generative normalizing flows", 2019.
+
+    Checked by tests/discrete/test_linear.py.
+
+    Args:
+        vectors: the vectors of the reflections at the start, `(K, n)`, no row zero.
+
+    Example:
+        >>> QRMatrix(torch.tensor([[1.0, -1.0]])).matrix().tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+
+    def __init__(self, vectors: Float[Tensor, "K n"]) -> None:
+        super().__init__()
+        self.Q = HouseholderMatrix(vectors)
+        self.R = TriangularMatrix(vectors.shape[1], triangle="upper")
+
+    def multiply(self, x: Rows) -> Rows:
+        """x Rᵀ Qᵀ, O(n²) a row."""
+        return self.Q.multiply(self.R.multiply(x))
+
+    def solve(self, z: Rows) -> Rows:
+        """z Q R⁻ᵀ, O(n²) a row."""
+        return self.R.solve(self.Q.solve(z))
+
+    def matrix(self) -> Square:
+        """W, O(n³)."""
+        return self.Q.multiply(self.R.matrix().mT).mT
+
+    def log_abs_det(self) -> Nats:
+        """Σ sᵢ, O(n)."""
+        return self.R.log_abs_det()
+
+
+def random_reflections(count: int, n: int, *, generator: Rng = None) -> Float[Tensor, "K n"]:
+    """Vectors vᵢ = xᵢ - |xᵢ| eᵢ, xᵢ Gaussian from coordinate i on: their Q is Haar-random where K is n or n - 1.
+
+    Hᵢ takes eᵢ to xᵢ/|xᵢ|, uniform on its sphere, and Hᵢ₊₁, ..., H_K leave eᵢ alone.
+
+    References:
+        Stewart, "The efficient generation of random orthogonal matrices", 1980, theorem 3.3.
+
+    Checked by tests/discrete/test_linear.py.
+
+    Args:
+        count: number K of reflections, 0 to n.
+        n: size of the vectors.
+        generator: draws them.
+
+    Returns:
+        The vectors, `(K, n)`, each of length √n, so that their entries are of the order of 1.
+
+    Raises:
+        ValueError: a count outside 0..n.
+
+    Example:
+        >>> random_reflections(2, 4).norm(dim=1).round().tolist()
+        [2.0, 2.0]
+    """
+    if not 0 <= count <= n:
+        raise ValueError(f"the number of reflections must be within 0..{n}, but is {count}.")
+    x = torch.randn(count, n, generator=generator, dtype=torch.float64).triu()
+    e = torch.eye(count, n, dtype=x.dtype)
+    e[n - 1 :] = 0  # of a single coordinate x - |x| may vanish; x itself does not
+    v = x - x.norm(dim=1, keepdim=True) * e
+    return (math.sqrt(n) * F.normalize(v)).to(torch.get_default_dtype())
+
+
+def rotation_reflections(n: int) -> int:
+    """How many reflections make every rotation: the even one of n and n - 1."""
+    return 2 * (n // 2)
+
+
+def random_rotation(n: int, *, generator: Rng = None) -> Square:
+    """A Haar-random orthogonal n × n matrix of determinant +1.
+
+    Checked by tests/discrete/test_linear.py.
+
+    Args:
+        n: size.
+        generator: draws it.
+
+    Returns:
+        The matrix, `(n, n)`: that of `random_reflections`, given the same generator.
+
+    Example:
+        >>> random_rotation(1).tolist()
+        [[1.0]]
+    """
+    vectors = random_reflections(rotation_reflections(n), n, generator=generator)
+    return HouseholderMatrix(vectors).matrix().detach()
