@@ -20,10 +20,10 @@ from cflows.objectives.denoising import VarianceWeighting
 from cflows.probability_flow import ODESolver
 from core import DensityModel, ExactDivergence, Hutchinson, HutchPlusPlus, StandardNormal
 from core.divergence import Divergence
-from discrete import NICE, Bijection, Compose, Dequantization, Flow, Logit, RealNVP
+from discrete import NICE, NSF, Bijection, Compose, Dequantization, Flow, Glow, LinearFlow, Logit, RealNVP
 from discrete.bijections.preprocessing import Scaling
 from experiment import config as c
-from experiment.data import Dataset, digits, mnist, table, toy
+from experiment.data import Dataset, cifar10_lossless_4k, digits, mnist, table, toy
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
 
@@ -64,6 +64,10 @@ def load_data(data: c.Section, root: Path) -> Dataset:
             )
         case c.MNISTData():
             return mnist(root, layout=data.layout, validation_rows=data.validation_rows)
+        case c.CifarData():
+            return cifar10_lossless_4k(
+                root, layout=data.layout, validation_rows=data.validation_rows, test_rows=data.test_rows
+            )
         case c.TableData():
             return table(root / data.path, validation=data.validation, test=data.test, seed=data.seed)
     raise UserError(f"data.kind {type(data).__name__} has no loader.")
@@ -143,13 +147,19 @@ def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows
     return Scaling(event_shape, loc=mean, scale=std)
 
 
-def _model(section: c.NICEModel | c.RealNVPModel | c.ScoreSDEModel, event_shape: tuple[int, ...]) -> DensityModel:
+def _model(section: c.Model, event_shape: tuple[int, ...]) -> DensityModel:
     match section:
         case c.NICEModel():
             base = StandardNormal(event_shape) if section.base == "normal" else None
             return NICE(event_shape, layers=section.layers, hidden=section.hidden, dropout=section.dropout, base=base)
         case c.RealNVPModel():
             return RealNVP(event_shape, **section.model_dump(exclude={"kind"}))
+        case c.GlowModel():
+            return Glow(event_shape, **section.model_dump(exclude={"kind"}))
+        case c.NSFModel():
+            return NSF(event_shape, **section.model_dump(exclude={"kind"}))
+        case c.LinearModel():
+            return LinearFlow(event_shape, **section.model_dump(exclude={"kind"}))
         case c.ScoreSDEModel():
             return ScoreSDE(
                 event_shape,

@@ -18,6 +18,8 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 Layout = Literal["flat", "image"]
+Network = Literal["plain", "resnet"]
+Activation = Literal["relu", "silu", "tanh", "elu", "gelu"]
 
 
 class Section(BaseModel):
@@ -50,6 +52,15 @@ class MNISTData(Section):
     kind: Literal["mnist"]
     layout: Layout = "flat"
     validation_rows: Count = 10_000
+
+
+class CifarData(Section):
+    """The first 4000 training images of CIFAR-10 from four lossless sheets under the data root."""
+
+    kind: Literal["cifar10_lossless_4k"]
+    layout: Layout = "image"
+    validation_rows: Count = 400
+    test_rows: Count = 400
 
 
 class TableData(Section):
@@ -98,13 +109,53 @@ class RealNVPModel(Section):
     """See `discrete.RealNVP`."""
 
     kind: Literal["real_nvp"]
-    layers: Count = 8
+    layers: Count | None = None
+    levels: Count | None = None
     strides: Widths = (1,)
     hidden: Widths = (128, 128)
+    conditioner: Network | None = None
     dropout: Share = 0.0
-    activation: Literal["relu", "silu", "tanh", "elu", "gelu"] = "relu"
+    activation: Activation = "relu"
     log_scale_bound: Positive = 3.0
     actnorm: StrictBool = True
+
+
+class GlowModel(Section):
+    """See `discrete.Glow`."""
+
+    kind: Literal["glow"]
+    levels: Count = 3
+    depth: Count = 16
+    hidden: Widths = (128, 128)
+    coupling: Literal["affine", "additive"] = "affine"
+    conditioner: Network = "plain"
+    parametrization: Literal["dense", "lu", "qr"] = "lu"
+    scale: Literal["tanh", "sigmoid"] = "tanh"
+    activation: Activation = "relu"
+    dropout: Share = 0.0
+    log_scale_bound: Positive = 3.0
+    reversible: StrictBool = False
+
+
+class NSFModel(Section):
+    """See `discrete.NSF`."""
+
+    kind: Literal["nsf"]
+    layers: Count | None = None
+    levels: Count | None = None
+    hidden: Widths = (128, 128)
+    bins: int = Field(8, strict=True, ge=2)
+    bound: Positive = 3.0
+    conditioner: Network = "resnet"
+    activation: Activation = "relu"
+    dropout: Share = 0.0
+
+
+class LinearModel(Section):
+    """See `discrete.LinearFlow`."""
+
+    kind: Literal["linear"]
+    parametrization: Literal["lu", "qr", "triangular"] = "lu"
 
 
 class VPProcess(Section):
@@ -190,6 +241,9 @@ class ScoreSDEModel(Section):
     sampler: EulerMaruyamaSampler = EulerMaruyamaSampler()
 
 
+Model = NICEModel | RealNVPModel | GlowModel | NSFModel | LinearModel | ScoreSDEModel
+
+
 class Train(Section):
     """Optimisation: Adam or AdamW, a schedule, clipping, EMA, validation and early stopping."""
 
@@ -220,11 +274,11 @@ class Config(Section):
     """One experiment, fully resolved."""
 
     seed: Seed = 0
-    data: Annotated[DigitsData | ToyData | MNISTData | TableData, Field(discriminator="kind")]
+    data: Annotated[DigitsData | ToyData | MNISTData | CifarData | TableData, Field(discriminator="kind")]
     preprocessing: Annotated[NoPreprocessing | LogitPreprocessing | ScalePreprocessing, Field(discriminator="kind")] = (
         NoPreprocessing()
     )
-    model: Annotated[NICEModel | RealNVPModel | ScoreSDEModel, Field(discriminator="kind")]
+    model: Annotated[Model, Field(discriminator="kind")]
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
 

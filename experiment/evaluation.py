@@ -19,6 +19,7 @@ from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.files import file_digest, read_json, write_atomic, write_json
+from experiment.round_trip import round_trip_error
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.threads import set_threads
 
@@ -53,6 +54,8 @@ class Summary:
         bits_per_dim_log_mean_exp: the tighter bound from the log-mean-exp over draws; None for continuous data and
             where probes make the terms noisy, which would push the mean of exponentials up.
         nfe: mean calls of the vector field a solve; 0 for flows.
+        round_trip_max: largest |x - f⁻¹(f(x))| of any value of any row, in units of the data, of [0, 1) for integers;
+            None for models that are no flow.
         seconds: wall time of the evaluation.
         parameters: trainable values of the model.
         train_step: step from which the weights come.
@@ -79,6 +82,7 @@ class Summary:
     bits_per_dim_error: float | None
     bits_per_dim_log_mean_exp: float | None
     nfe: float
+    round_trip_max: float | None
     seconds: float
     parameters: int
     train_step: int
@@ -96,13 +100,14 @@ class Summary:
         bits = (
             "" if self.bits_per_dim is None else f", {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} bits/dim"
         )
+        trip = "" if self.round_trip_max is None else f"; round trip within {self.round_trip_max:.1e}"
         drawn, trace = known(self.dequantization_error_nats), known(self.trace_error_nats)
         return (
             f"{self.run}: log p = {self.log_prob_nats:.4f} ± {self.error_nats:.4f} nats{bits} ({self.kind}), "
             f"{self.rows} test rows of {self.data}, {self.draws} draw(s)\n"
             f"  error budget in nats: rows {self.sampling_error_nats:.4f} (of it draws "
             f"{drawn}, trace {trace}), solver {self.solver_error_nats:.4f}; "
-            f"truncation {self.truncation_nats:+.4f}; NFE {self.nfe:.0f}; {self.seconds:.1f} s"
+            f"truncation {self.truncation_nats:+.4f}; NFE {self.nfe:.0f}{trip}; {self.seconds:.1f} s"
         )
 
 
@@ -147,7 +152,8 @@ def evaluate(
     count = _draws(folder, draws) if dataset.bins is not None else 1
     started = time.monotonic()
     arrays, kind = _measure(model, dataset.test.to(place), count, run=folder.name, progress_bar=progress_bar)
-    summary = _summarise(folder, dataset, arrays, kind, seconds=time.monotonic() - started)
+    trips = _round_trips(model, dataset.test.to(place), run=folder.name)
+    summary = _summarise(folder, dataset, arrays, kind, round_trip=trips, seconds=time.monotonic() - started)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(folder.path / "evaluation.npz", buffer.getvalue())
@@ -210,6 +216,21 @@ def _measure(
     return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
 
 
+def _round_trips(model: DensityModel, x: Tensor, *, run: str) -> float | None:
+    """The largest round-trip error of any row."""
+    errors = []
+    for i, batch in enumerate(x.split(BATCH_ROWS)):
+        generator = torch.Generator(x.device).manual_seed(NOISE_SEED + i)
+        error = round_trip_error(model, batch, generator=generator)
+        if error is None:
+            return None
+        errors.append(error)
+    largest = float(torch.cat(errors).max())
+    if not math.isfinite(largest):
+        raise NumericalError(f"{run}: the inverse of the flow gives values that are not finite on the test rows.")
+    return largest
+
+
 def _check_finite(log_prob: Tensor, *, run: str, first_row: int) -> None:
     bad = (~log_prob.isfinite()).nonzero()
     if len(bad):
@@ -220,7 +241,15 @@ def _check_finite(log_prob: Tensor, *, run: str, first_row: int) -> None:
         )
 
 
-def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, *, seconds: float) -> Summary:
+def _summarise(
+    run: Run,
+    dataset: Dataset,
+    arrays: dict[str, Array],
+    kind: str,
+    *,
+    round_trip: float | None = None,
+    seconds: float,
+) -> Summary:
     log_prob = arrays["log_prob"]
     draws, rows = log_prob.shape
     sampling = _standard_error(log_prob.mean(0))
@@ -253,6 +282,7 @@ def _summarise(run: Run, dataset: Dataset, arrays: dict[str, Array], kind: str, 
         bits_per_dim_error=None if dataset.bins is None else -_bits(math.hypot(sampling, solver), dataset),
         bits_per_dim_log_mean_exp=log_mean_exp,
         nfe=float(arrays["nfe"].mean()),
+        round_trip_max=round_trip,
         seconds=round(seconds, 2),
         parameters=best["parameters"],
         train_step=best["step"],

@@ -20,24 +20,35 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 
 
-def sample_figure(samples: dict[str, Array], *, image_shape: tuple[int, ...] | None, title: str) -> Figure:
+def sample_figure(
+    samples: dict[str, Array],
+    *,
+    image_shape: tuple[int, ...] | None,
+    bins: int | None = None,
+    columns: int | None = None,
+    title: str,
+) -> Figure:
     """Draws of each model beside the data: image grids, scatter plots of the first two columns, or a histogram of one.
 
     Args:
-        samples: name to rows `(count, *event)`; the first is drawn first.
-        image_shape: (height, width) of a flattened row, or None for points.
+        samples: name to rows `(count, *event)`; the first is drawn first and sets the limits of all.
+        image_shape: (height, width), or (3, height, width) in colour, of a row flattened or not; None for points.
+        bins: levels of integer images, 0 to bins - 1 being the limits then.
+        columns: images a line; a square where omitted.
         title: title of the figure.
     """
     figure = _figure(len(samples), title)
     axes = figure.subplots(1, len(samples), squeeze=False)[0]
     first = next(iter(samples.values()))
     limits = _limits(first) if image_shape is None and first.shape[1] > 1 else None
+    shades = (float(first.min()), float(first.max())) if bins is None else (0.0, bins - 1.0)
     for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
         axis.set_title(name, fontsize=11, color=INK)
         if image_shape is None:
             _points(axis, rows, COLOURS[i % len(COLOURS)], limits)
         else:
-            axis.imshow(_tile(rows, image_shape), cmap="gray_r", interpolation="nearest")
+            sheet = _shade(_tile(rows, image_shape, columns=columns), *shades)
+            axis.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             axis.set_axis_off()
     return figure
 
@@ -118,17 +129,24 @@ def _unit(summary: "Summary") -> tuple[float, str]:
     return -1.0 / (summary.dimensions * float(np.log(2))), "bits/dim"
 
 
-def _tile(rows: Array, image_shape: tuple[int, ...], *, most: int = 8) -> Array:
-    """Images in a square as one, at most `most` by `most` of them, with a thin frame between them."""
-    height, width = image_shape
+def _tile(rows: Array, image_shape: tuple[int, ...], *, columns: int | None = None, most: int = 8) -> Array:
+    """Images as one, at most `most` lines of them, a square unless told otherwise, framed thinly; colours last."""
+    *colours, height, width = image_shape
     side = min(most, math.isqrt(max(len(rows) - 1, 0)) + 1)
-    images = rows[: side * side].reshape(-1, height, width)
+    lines, columns = (side, side) if columns is None else (min(most, math.ceil(len(rows) / columns)), columns)
+    images = rows[: lines * columns].reshape(-1, *image_shape)
+    images = np.moveaxis(images, 1, -1) if colours else images
     frame = float(images.max()) * 0.35
-    sheet = np.full((side * (height + 1) + 1, side * (width + 1) + 1), frame)
+    sheet = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1, *colours), frame)
     for i, image in enumerate(images):
-        y, x = (i // side) * (height + 1) + 1, (i % side) * (width + 1) + 1
+        y, x = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         sheet[y : y + height, x : x + width] = image
     return sheet
+
+
+def _shade(sheet: Array, low: float, high: float) -> Array:
+    """From [low, high] to [0, 1]; what lies outside is drawn as the nearer end."""
+    return np.clip((sheet - low) / (high - low if high > low else 1.0), 0, 1)
 
 
 def _limits(rows: Array) -> tuple[float, float, float, float]:

@@ -1,9 +1,10 @@
 """Datasets: three splits of rows, held in memory, checked once."""
 
+from experiment.data.cifar import cifar10_lossless_4k
 from experiment.data.dataset import Dataset
 from experiment.data.digits import digits
 from experiment.data.mnist import mnist
 from experiment.data.table import table
 from experiment.data.toys import TOY_ENTROPY_NATS, sample_toy, toy
 
-__all__ = ["TOY_ENTROPY_NATS", "Dataset", "digits", "mnist", "sample_toy", "table", "toy"]
+__all__ = ["TOY_ENTROPY_NATS", "Dataset", "cifar10_lossless_4k", "digits", "mnist", "sample_toy", "table", "toy"]

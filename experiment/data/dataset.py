@@ -22,7 +22,7 @@ class Dataset:
         validation: rows for early stopping and choices, (rows, *event) float32.
         test: rows for the reported likelihood, (rows, *event) float32.
         bins: number of levels of integer data, whose values are the whole numbers 0..bins-1; None for continuous data.
-        image_shape: (height, width) to draw a flattened row as an image.
+        image_shape: (height, width), or (3, height, width) in colour, to draw a row as an image.
         entropy_nats: differential entropy of the source, the best reachable test loss, where it is known.
 
     Raises:
@@ -130,14 +130,14 @@ def split_rows(
 
 
 def lay_out(images: Tensor, layout: Layout) -> Tensor:
-    """Grey images as rows of a dataset.
+    """Images as rows of a dataset.
 
     Args:
-        images: (rows, height, width).
-        layout: "flat" for vectors, "image" for one channel.
+        images: grey (rows, height, width), or (rows, channels, height, width).
+        layout: "flat" for vectors, "image" for channels first, one of them for grey images.
 
     Returns:
-        (rows, height * width) or (rows, 1, height, width).
+        (rows, channels * height * width) or (rows, channels, height, width).
 
     Raises:
         UserError: the layout is neither.
@@ -145,7 +145,7 @@ def lay_out(images: Tensor, layout: Layout) -> Tensor:
     if layout == "flat":
         return images.flatten(1)
     if layout == "image":
-        return images.unsqueeze(1)
+        return images if images.ndim == 4 else images.unsqueeze(1)
     raise UserError(f'layout: found "{layout}"; use "flat" or "image".')
 
 

@@ -55,6 +55,9 @@ def test_the_mean_is_the_models_own_log_prob(toys):
     assert summary.sampling_error_nats == pytest.approx((log_prob.std() / math.sqrt(len(x))).item(), rel=1e-4)
     assert (summary.kind, summary.rows, summary.draws, summary.nfe) == ("exact", 1200, 1, 0)
     assert summary.bits_per_dim is None
+    assert 0 < summary.round_trip_max < 1e-4
+    assert f"round trip within {summary.round_trip_max:.1e}" in summary.text()
+    assert evaluate(toys[1].path, threads=1).round_trip_max is None
     assert summary.entropy_nats == pytest.approx(2.83, abs=0.01)
     assert saved_summary(toys[0]) == summary
 

@@ -16,6 +16,41 @@ def test_images_fill_the_smallest_square(count, side):
         np.testing.assert_array_equal(sheet[1:3, 5:8], rows[1].reshape(2, 3))
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_colour_images_lie_in_a_square_with_their_colours_last(flat):
+    images = np.arange(5 * 3 * 2 * 4, dtype=float).reshape(5, 3, 2, 4)
+    sheet = _tile(images.reshape(5, -1) if flat else images, (3, 2, 4))
+    assert sheet.shape == (3 * 3 + 1, 3 * 5 + 1, 3)
+    np.testing.assert_array_equal(sheet[1:3, 1:5], images[0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(sheet[4:6, 6:10], images[4].transpose(1, 2, 0))
+
+
+def test_grey_images_may_keep_their_channel():
+    rows = np.arange(5 * 6, dtype=float).reshape(5, 6)
+    np.testing.assert_array_equal(_tile(rows.reshape(5, 1, 2, 3), (2, 3)), _tile(rows, (2, 3)))
+
+
+@pytest.mark.parametrize("image_shape", [(2, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("bins", "top"), [(256, 255.0), (None, 51.0)])
+def test_images_share_one_scale(image_shape, bins, top):
+    """Levels of integers, or the range of the first; what lies outside is drawn as its end."""
+    size = int(np.prod(image_shape))
+    rows = np.zeros((1, size))
+    rows[0, -1] = 51.0
+    samples = {"data": rows, "model": np.full((1, size), 102.0), "far": np.full((1, size), 1e9)}
+    figure = sample_figure(samples, image_shape=image_shape, bins=bins, title="t")
+    data, model, far = (axis.images[0] for axis in figure.axes)
+    assert data.get_clim() == model.get_clim() == far.get_clim() == (0, 1)
+    np.testing.assert_allclose(data.get_array()[2, 2], np.float64([0, 0, 51 / top]) if size == 12 else 51 / top)
+    np.testing.assert_allclose(model.get_array()[1, 1], min(102 / top, 1))
+    np.testing.assert_allclose(far.get_array()[1, 1], 1)
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_a_constant_image_is_drawn():
+    assert png(sample_figure({"a": np.zeros((1, 12))}, image_shape=(3, 2, 2), title="t")).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("rows", [np.zeros((3, 1)), np.zeros((3, 2)), np.random.default_rng(0).normal(size=(5, 7))])
 def test_points_of_any_width_are_drawn(rows):
     assert png(sample_figure({"a": rows, "b": rows}, image_shape=None, title="t")).startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiment import cli
+from experiment.run import open_run
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("train", "evaluate", "sample", "compare")
@@ -27,7 +28,8 @@ def call(monkeypatch, script, *arguments):
 def toy_config(folder, **lines):
     data = lines.get("data", 'kind = "toy"\nname = "rings"\ntrain_rows = 200\nvalidation_rows = 50\ntest_rows = 50')
     path = folder / "toy.toml"
-    path.write_text(f'[data]\n{data}\n[model]\nkind = "real_nvp"\nlayers = 2\nhidden = [8]\n')
+    model = lines.get("model", 'kind = "real_nvp"\nlayers = 2\nhidden = [8]')
+    path.write_text(f"[data]\n{data}\n[model]\n{model}\n")
     return path
 
 
@@ -64,6 +66,30 @@ def test_samples_depend_on_the_seed_alone(tmp_path, monkeypatch):
         drawn.append(np.load(tmp_path / "s.npy"))
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_samples_at_a_temperature_and_ways_between_rows(tmp_path, monkeypatch):
+    """Zero temperature is the mode alone; a way of one row to itself stays there."""
+    run = tmp_path / "run"
+    quick_train(monkeypatch, toy_config(tmp_path), run)
+    assert call(monkeypatch, "sample", run, "--count", 5, "--temperature", 0, "--threads", 1) == 0
+    modes = np.load(run / "samples.npy")
+    assert np.ptp(modes, 0).max() < 1e-5
+    assert call(monkeypatch, "sample", run, "--count", 3, "--interpolate", 4, "--threads", 1) == 0
+    ways = np.load(run / "interpolations.npy")
+    assert ways.shape == (3, 4, 2)
+    test = open_run(run).load_data().test.numpy()
+    for end in (ways[:, 0], ways[:, -1]):
+        assert all(np.abs(test - point).max(1).min() < 1e-4 for point in end)
+    assert (run / "interpolations.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arguments", [("--temperature", 0.5), ("--interpolate", 4)])
+def test_what_needs_a_flow_says_so(tmp_path, monkeypatch, capsys, arguments):
+    model = 'kind = "score_sde"\nhidden = [8]'
+    quick_train(monkeypatch, toy_config(tmp_path, model=model), tmp_path / "run")
+    assert call(monkeypatch, "sample", tmp_path / "run", *arguments) == 1
+    assert f"{arguments[0]} needs a flow, but run is a score_sde" in capsys.readouterr().err
 
 
 def bad_rows(folder, value):
@@ -133,7 +159,9 @@ def test_evaluate_of_no_run_says_so(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [("--out", "a.png"), ("--seed", 10**21), ("--count", 0)])
+@pytest.mark.parametrize(
+    "arguments", [("--out", "a.png"), ("--seed", 10**21), ("--count", 0), ("--temperature", -1), ("--interpolate", 1)]
+)
 def test_sample_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys, arguments):
     quick_train(monkeypatch, toy_config(tmp_path), tmp_path / "run")
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}

@@ -98,5 +98,8 @@ def test_lay_out_keeps_pixel_order() -> None:
     images = rows(5, 2, 3)
     assert torch.equal(lay_out(images, "flat"), images.reshape(5, 6))
     assert torch.equal(lay_out(images, "image"), images.reshape(5, 1, 2, 3))
+    colours = rows(5, 3, 2, 4)
+    assert torch.equal(lay_out(colours, "flat"), colours.reshape(5, 24))
+    assert torch.equal(lay_out(colours, "image"), colours)
     with pytest.raises(UserError, match=r'^layout: found "round"; use "flat" or "image"'):
         lay_out(images, "round")  # type: ignore[arg-type]
