@@ -20,7 +20,19 @@ from cflows.objectives.denoising import VarianceWeighting
 from cflows.probability_flow import ODESolver
 from core import DensityModel, ExactDivergence, Hutchinson, HutchPlusPlus, StandardNormal
 from core.divergence import Divergence
-from discrete import NICE, NSF, Bijection, Compose, Dequantization, Flow, Glow, LinearFlow, Logit, RealNVP
+from discrete import (
+    NICE,
+    NSF,
+    Bijection,
+    Compose,
+    Dequantization,
+    Flow,
+    Glow,
+    LinearFlow,
+    Logit,
+    RealNVP,
+    VariationalDequantization,
+)
 from discrete.bijections.preprocessing import Scaling
 from experiment import config as c
 from experiment.data import Dataset, cifar10_lossless_4k, digits, mnist, table, toy
@@ -100,6 +112,10 @@ def build(
         raise UserError(f"model.kind={config.model.kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
     if isinstance(inner, ScoreSDE) and isinstance(config.model, c.ScoreSDEModel):
+        if config.preprocessing.variational is not None:
+            raise UserError(
+                "preprocessing.variational trains by maximum likelihood, but model.kind=score_sde does not."
+            )
         weighting = LikelihoodWeighting() if config.model.weighting == "likelihood" else VarianceWeighting()
         loss = DenoisingScoreMatching(inner, inner.sde, weighting=weighting, t_min=config.model.t_min)
         return Built(model, Preprocessed(preprocessing, loss))
@@ -107,18 +123,18 @@ def build(
 
 
 def _preprocessing(
-    section: c.NoPreprocessing | c.LogitPreprocessing | c.ScalePreprocessing,
+    section: c.Preprocessing,
     event_shape: tuple[int, ...],
     *,
     bins: int | None,
     rows: Tensor | None,
 ) -> Bijection | None:
-    layers: list[Bijection] = [] if bins is None else [Dequantization(event_shape, bins=bins)]
-    if section.kind != "none" and bins is None:
+    if (section.kind != "none" or section.variational is not None) and bins is None:
         raise UserError(
-            f"preprocessing.kind={section.kind} is for integer data, whose levels it maps from [0, 1); for continuous "
-            "data use kind='none' with standardize=true."
+            f"preprocessing.kind={section.kind} and preprocessing.variational are for integer data, whose levels they "
+            "map from [0, 1); for continuous data use kind='none' with standardize=true."
         )
+    layers: list[Bijection] = [] if bins is None else [_dequantization(section, event_shape, bins)]
     if isinstance(section, c.LogitPreprocessing):
         layers.append(Logit(event_shape, alpha=section.alpha))
     if isinstance(section, c.ScalePreprocessing):
@@ -126,6 +142,13 @@ def _preprocessing(
     if section.standardize:
         layers.append(_standardization(layers, event_shape, rows))
     return Compose(*layers) if layers else None
+
+
+def _dequantization(section: c.Preprocessing, event_shape: tuple[int, ...], bins: int) -> Bijection:
+    if section.variational is None:
+        return Dequantization(event_shape, bins=bins)
+    noise = section.variational
+    return VariationalDequantization(event_shape, bins=bins, layers=noise.layers, hidden=noise.hidden)
 
 
 def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows: Tensor | None) -> Scaling:

@@ -73,11 +73,19 @@ class TableData(Section):
     seed: Seed = 0
 
 
+class VariationalNoise(Section):
+    """See `discrete.VariationalDequantization`."""
+
+    layers: Count = 4
+    hidden: Widths = (64, 64)
+
+
 class NoPreprocessing(Section):
-    """The data as they are; integers are dequantized to [0, 1)."""
+    """The data as they are; integers are dequantized to [0, 1), with learned noise where `variational` is given."""
 
     kind: Literal["none"] = "none"
     standardize: StrictBool = False
+    variational: VariationalNoise | None = None
 
 
 class LogitPreprocessing(Section):
@@ -86,6 +94,7 @@ class LogitPreprocessing(Section):
     kind: Literal["logit"]
     alpha: float = Field(0.05, gt=0, lt=0.5)
     standardize: StrictBool = False
+    variational: VariationalNoise | None = None
 
 
 class ScalePreprocessing(Section):
@@ -93,6 +102,10 @@ class ScalePreprocessing(Section):
 
     kind: Literal["scale"]
     standardize: StrictBool = False
+    variational: VariationalNoise | None = None
+
+
+Preprocessing = NoPreprocessing | LogitPreprocessing | ScalePreprocessing
 
 
 class NICEModel(Section):
@@ -117,7 +130,7 @@ class RealNVPModel(Section):
     dropout: Share = 0.0
     activation: Activation = "relu"
     log_scale_bound: Positive = 3.0
-    actnorm: StrictBool = True
+    normalization: Literal["actnorm", "batch", "none"] = "actnorm"
 
 
 class GlowModel(Section):
@@ -275,9 +288,7 @@ class Config(Section):
 
     seed: Seed = 0
     data: Annotated[DigitsData | ToyData | MNISTData | CifarData | TableData, Field(discriminator="kind")]
-    preprocessing: Annotated[NoPreprocessing | LogitPreprocessing | ScalePreprocessing, Field(discriminator="kind")] = (
-        NoPreprocessing()
-    )
+    preprocessing: Annotated[Preprocessing, Field(discriminator="kind")] = NoPreprocessing()
     model: Annotated[Model, Field(discriminator="kind")]
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from discrete import BatchNorm, set_batch_statistics
 from experiment.build import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
@@ -15,6 +16,7 @@ from experiment.errors import UserError
 
 VALIDATION_SEED = 20_000_000
 VALIDATION_BATCH = 2000
+STATISTICS_SEED = 30_000_000
 
 
 @dataclass
@@ -84,7 +86,14 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean objective of the averaged weights on the validation rows, with the same noise every time."""
+        """Mean objective of the averaged weights on the validation rows, with the same noise every time.
+
+        Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
+        """
+        model = self.ema.built.model
+        if any(isinstance(module, BatchNorm) for module in model.modules()):
+            noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
+            set_batch_statistics(model, self.train_rows.split(VALIDATION_BATCH), generator=noise)
         objective = self.ema.built.objective.eval()
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
         rows = self.validation_rows.repeat(self.config.train.validation_draws, *(1 for _ in self.dataset.event_shape))

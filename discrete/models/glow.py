@@ -127,6 +127,6 @@ def glow_levels(
                 f"whose sides are not both even; use fewer levels, or RealNVP, which also couples over checkerboards."
             )
         steps = [layer for _ in range(depth) for layer in step(shape)]
-        return Compose(*squeeze, Reversible(*steps)) if reversible else Compose(*squeeze, *steps)
+        return (Reversible if reversible else Compose)(*squeeze, *steps)
 
     return multi_scale(event_shape, levels=levels, level=level, context_features=context_features)

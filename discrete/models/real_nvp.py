@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,10 +10,16 @@ from core.shapes import as_event_shape
 from discrete.bijection import Bijection, Compose
 from discrete.bijections.coupling import AffineCoupling, Conditioner
 from discrete.bijections.multiscale import multi_scale, squeeze_if_even
-from discrete.bijections.normalization import ActNorm
+from discrete.bijections.normalization import ActNorm, BatchNorm
 from discrete.bijections.partition import MaskName, alternating_mask
 from discrete.flow import Flow
 
+Normalization = Literal["actnorm", "batch", "none"]
+NORMALIZATIONS: dict[str, list[type[ActNorm] | type[BatchNorm]]] = {
+    "actnorm": [ActNorm],
+    "batch": [BatchNorm],
+    "none": [],
+}
 Step = Callable[[torch.Size, MaskName | Tensor], list[Bijection]]  # a coupling of this shape and mask
 
 
@@ -28,10 +35,10 @@ def RealNVP(
     activation: str = "relu",
     context_features: int = 0,
     log_scale_bound: float = 3.0,
-    actnorm: bool = True,
+    normalization: Normalization = "actnorm",
     base: DensityModel | None = None,
 ) -> Flow:
-    """RealNVP: affine couplings over partitions in turn, each after an activation normalization.
+    """RealNVP: affine couplings over partitions in turn, each after a normalization.
 
     Vectors: alternating partitions. Images: at each level couplings over checkerboards, a squeeze, couplings over
     halves of the channels, and half of them factored out (see `Split`); at the last level one checkerboard more and no
@@ -39,8 +46,8 @@ def RealNVP(
     latent of an image is one vector, see `MultiScale`.
 
     References:
-        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, sections 3.2-3.6. `ActNorm` (Kingma
-        and Dhariwal, 2018) stands where the paper has batch normalization: rows stay independent.
+        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, sections 3.2-3.7. By default `ActNorm`
+        (Kingma and Dhariwal, 2018) stands where the paper has batch normalization: rows stay independent.
 
     Checked by tests/contracts/densities.py and tests/discrete/test_image_models.py.
 
@@ -58,7 +65,7 @@ def RealNVP(
         activation: activation of the networks.
         context_features: width of the context, 0 for none.
         log_scale_bound: soft bound on every log-scale.
-        actnorm: whether each coupling follows an `ActNorm`.
+        normalization: what each coupling follows: `actnorm`, `batch` as in the paper, or `none`.
         base: density of the latent; a standard normal where omitted.
 
     Returns:
@@ -66,7 +73,7 @@ def RealNVP(
 
     Raises:
         ValueError: an event that is neither vector nor image, an option of the other kind, a stride that leaves a part
-            empty, or a base over another shape.
+            empty, an unknown normalization, or a base over another shape.
 
     Example:
         >>> flow = RealNVP(2)
@@ -77,6 +84,8 @@ def RealNVP(
     image = len(shape) == 3
     if (layers is not None and layers < 1) or not strides:
         raise ValueError(f"RealNVP needs 1 coupling and 1 stride or more, but has {layers=} and {strides=}.")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be actnorm, batch or none, but is {normalization!r}.")
     if (image and tuple(strides) != (1,)) or (not image and levels is not None):
         raise ValueError(f"RealNVP takes strides for vectors and levels for images, but has {strides=} and {levels=}.")
 
@@ -91,7 +100,7 @@ def RealNVP(
             log_scale_bound=log_scale_bound,
             conditioner=conditioner or ("resnet" if image else "plain"),
         )
-        return [ActNorm(shape), coupling] if actnorm else [coupling]
+        return [*(kind(shape) for kind in NORMALIZATIONS[normalization]), coupling]
 
     bijection: Bijection
     if image:

@@ -59,7 +59,7 @@ def test_every_coordinate_moves_and_steers(build: type) -> None:
 
 def test_real_nvp_alternates_in_strides() -> None:
     """On a 2 × 4 image, flattened: columns, and after them rows; each partition once either way."""
-    flow = RealNVP(8, layers=4, hidden=(8,), strides=(1, 4), actnorm=False)
+    flow = RealNVP(8, layers=4, hidden=(8,), strides=(1, 4), normalization="none")
     passing = [layer.partition.passing.tolist() for layer in flow.bijection.bijections]
     assert passing == [[0, 2, 4, 6], [1, 3, 5, 7], [0, 1, 2, 3], [4, 5, 6, 7]]
     assert alternating_mask(6, 2, flipped=True).tolist() == [False, False, True, True, False, False]

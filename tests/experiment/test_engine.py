@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from discrete import BatchNorm
 from experiment import engine, load_run, train
 from experiment.config import Train, parse_config
 from experiment.data import Dataset
@@ -215,3 +216,12 @@ def test_every_row_is_seen_once_an_epoch():
 def test_learning_rate(step, schedule, warmup, expected):
     settings = Train(steps=10, learning_rate=1.0, schedule=schedule, warmup_steps=warmup)
     assert learning_rate(step, settings) == pytest.approx(expected)
+
+
+def test_batch_normalization_is_evaluated_with_statistics_of_the_whole_training_set(tmp_path):
+    """Of standardized rows the first layer's are 0 and 1, not an average over the last batches."""
+    batch = config({**FLOW, "normalization": "batch"}, steps=7)
+    run = train(batch, tmp_path / "run", threads=1)
+    norm = next(m for m in load_run(run.path).modules() if isinstance(m, BatchNorm))
+    torch.testing.assert_close(norm.running_mean, torch.zeros(2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, torch.full((2,), 199 / 200), rtol=1e-5, atol=0)
