@@ -43,7 +43,8 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
             kernel = 3 if i == 0 else 1
-            layers += [nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2), activation_layer(activation)]
+            layers.append(nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2))
+            layers.append(activation_layer(activation, overwrite=True))
             if dropout > 0:
                 layers.append(nn.Dropout2d(dropout))
         self.layers = nn.Sequential(*layers, _last(widths[-1], out_features, zero=zero_output))

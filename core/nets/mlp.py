@@ -8,15 +8,19 @@ from torch import Tensor, nn
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
 
 
-def activation_layer(name: str) -> nn.Module:
+def activation_layer(name: str, *, overwrite: bool = False) -> nn.Module:
     """Activation by name.
+
+    Args:
+        name: one of `ACTIVATIONS`.
+        overwrite: let it write over its input where its derivative allows, which only a layer behind another may.
 
     Raises:
         ValueError: a name that is not known.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but is {name!r}.")
-    return ACTIVATIONS[name]()
+    return nn.ReLU(inplace=True) if overwrite and name == "relu" else ACTIVATIONS[name]()
 
 
 class MLP(nn.Module):
@@ -47,7 +51,7 @@ class MLP(nn.Module):
         widths = [in_features + context_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), activation_layer(activation)]
+            layers += [nn.Linear(fan_in, fan_out), activation_layer(activation, overwrite=True)]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
         last = nn.Linear(widths[-1], out_features)
