@@ -15,7 +15,7 @@ class ConvNet(nn.Module):
     """A 3×3 convolution, 1×1 convolutions from width to width, a 3×3 convolution, activations between: Glow's network.
 
     References:
-        Kingma and Dhariwal, "Glow", 2018, section 4.
+        Kingma and Dhariwal, "Glow", 2018, section 5.
 
     Args:
         in_features: channels of `x`.
@@ -67,7 +67,7 @@ class ResidualConvNet(nn.Module):
 
     References:
         He et al., "Identity mappings in deep residual networks", 2016; as a conditioner, Dinh et al., "Real NVP",
-        2017, section 3.6, without the normalization over the batch, which couples rows.
+        2017, sections 3.7 and 4.1, without the normalization over the batch, which couples rows.
 
     Args:
         in_features: channels of `x`.

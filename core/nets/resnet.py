@@ -14,7 +14,7 @@ class ResidualMLP(nn.Module):
 
     References:
         He et al., "Identity mappings in deep residual networks", 2016; as a conditioner, Durkan et al., "Neural spline
-        flows", 2019, appendix B.1.
+        flows", 2019, appendix B.
 
     Args:
         in_features: width of `x`.

@@ -21,7 +21,7 @@ class Coupling(Bijection, abc.ABC):
     """z_b = x_b and z_r = τ(x_r; θ(x_b, context)): log|det| = Σ log ∂τ/∂x_r, one network pass in either direction.
 
     References:
-        Dinh, Krueger, Bengio, "NICE", 2014, eq. 8-11. Dinh, Sohl-Dickstein, Bengio, "RealNVP", 2017, eq. 4-9.
+        Dinh, Krueger, Bengio, "NICE", 2014, section 3.2. Dinh, Sohl-Dickstein, Bengio, "RealNVP", 2017, eq. 4-9.
     """
 
     @abc.abstractmethod
@@ -79,7 +79,7 @@ class AdditiveCoupling(Coupling):
     """z_b = x_b, z_r = x_r + m(x_b): volume preserving, log|det| = 0.
 
     References:
-        Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation", 2014, eq. 8-10.
+        Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation", 2014, section 3.2.
 
     Checked by tests/contracts/bijections.py.
 

@@ -20,7 +20,7 @@ class Dequantization(Bijection):
     E_u[log p(z)] - D log K ≤ log P(k). A surjection: only inverse ∘ forward is exact, with k = ⌊K z⌋.
 
     References:
-        Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, eq. 4-6.
+        Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, section 3.1.
 
     Checked by tests/discrete/test_preprocessing.py.
 
@@ -68,7 +68,7 @@ class VariationalDequantization(Bijection):
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.1.
-        Hoogeboom, Cohen, Tomczak, "Learning discrete distributions by dequantization", 2020, eq. 8.
+        Hoogeboom, Cohen, Tomczak, "Learning discrete distributions by dequantization", 2020.
 
     Checked by tests/discrete/test_variational_dequantization.py.
 

@@ -81,8 +81,8 @@ class BatchNorm(Bijection):
     whose exact values over a training set `set_batch_statistics` puts there.
 
     References:
-        Dinh, Sohl-Dickstein, Bengio, "Real NVP", 2017, section 3.7, eq. 18-19, and appendix E.
-        Papamakarios, Pavlakou, Murray, "Masked autoregressive flow", 2017, section 3 and appendix B.
+        Dinh, Sohl-Dickstein, Bengio, "Real NVP", 2017, section 3.7, eq. 17-18, for the layer.
+        Papamakarios, Pavlakou, Murray, "Masked autoregressive flow", 2017, appendix B, for the statistics.
 
     Checked by tests/contracts/bijections.py and tests/discrete/test_batch_norm.py.
 

@@ -113,7 +113,7 @@ class QRMatrix(Matrix):
 
 
 def random_reflections(count: int, n: int, *, generator: Rng = None) -> Float[Tensor, "K n"]:
-    """Vectors vᵢ = xᵢ - |xᵢ| eᵢ, xᵢ Gaussian from coordinate i on: their Q is Haar-random where K is n or n - 1.
+    """Vectors vᵢ = xᵢ - |xᵢ| eᵢ, xᵢ Gaussian from coordinate i on: for K of n or n - 1, Q is Haar at det (-1)ᴷ.
 
     Hᵢ takes eᵢ to xᵢ/|xᵢ|, uniform on its sphere, and Hᵢ₊₁, ..., H_K leave eᵢ alone.
 

@@ -33,7 +33,7 @@ def NSF(
     layer. Images: Glow with spline couplings, see `Glow` and `MultiScale` for its levels and its latent.
 
     References:
-        Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", 2019, sections 3-5, appendix B.
+        Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", 2019, sections 3 and 5, appendix B.
 
     Checked by tests/contracts/densities.py and tests/discrete/test_image_models.py.
 
