@@ -59,7 +59,8 @@ def draw_samples(
             x = _flow(folder, model, "--temperature").sample((count,), generator=generator, temperature=temperature)
         except ValueError as error:
             raise UserError(f"{folder.name}: {error}") from error
-    return _write(folder, x, out or folder.path / "samples.npy", title="Samples")
+    title = "Samples" if temperature == 1 else f"Samples at temperature {temperature:g}"
+    return _write(folder, x, out or folder.path / "samples.npy", title=title)
 
 
 def draw_interpolations(
