@@ -113,8 +113,7 @@ class _ConvBlock(nn.Module):
     def __init__(self, width: int, out: int, *, activation: str, dropout: float) -> None:
         super().__init__()
         self.skip = nn.Identity() if width == out else nn.Conv2d(width, out, 1, bias=False)
-        last = nn.Conv2d(out, out, 3, padding=1)
-        nn.init.zeros_(last.weight)
+        last = _last(out, out, zero=True)
         self.branch = nn.Sequential(
             activation_layer(activation),
             nn.Conv2d(width, out, 3, padding=1),

@@ -66,6 +66,7 @@ class _LinearBlock(nn.Module):
         self.skip = nn.Identity() if width == out else nn.Linear(width, out, bias=False)
         last = nn.Linear(out, out)
         nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.branch = nn.Sequential(
             activation_layer(activation),
             nn.Linear(width, out),

@@ -221,7 +221,8 @@ def multi_scale(
     *,
     levels: int,
     level: Callable[[torch.Size, int], Bijection],
-    context_features: int,
+    context_features: int = 0,
+    log_scale_bound: float = 3.0,
 ) -> MultiScale:
     """Bijections made by `level` from the shape that reaches them and their number, a `Split` between each two.
 
@@ -236,7 +237,7 @@ def multi_scale(
         )
     made, splits = [level(shape, 0)], []
     for i in range(1, levels):
-        splits.append(Split(made[-1].latent_shape, context_features=context_features))
+        splits.append(Split(made[-1].latent_shape, context_features=context_features, log_scale_bound=log_scale_bound))
         made.append(level(splits[-1].kept_shape, i))
     return MultiScale(made, splits)
 

@@ -93,6 +93,7 @@ def Glow(
         parametrization=parametrization,
         reversible=reversible,
         context_features=context_features,
+        log_scale_bound=log_scale_bound,
     )
     return Flow(bijection, StandardNormal(bijection.latent_shape) if base is None else base)
 
@@ -104,8 +105,9 @@ def glow_levels(
     depth: int,
     coupling: Callable[[torch.Size], Bijection],
     parametrization: Parametrization,
-    reversible: bool,
-    context_features: int,
+    reversible: bool = False,
+    context_features: int = 0,
+    log_scale_bound: float = 3.0,
 ) -> MultiScale:
     """Glow's bijection around any coupling over channels, made by `coupling` from the shape that reaches it.
 
@@ -129,4 +131,10 @@ def glow_levels(
         steps = [layer for _ in range(depth) for layer in step(shape)]
         return (Reversible if reversible else Compose)(*squeeze, *steps)
 
-    return multi_scale(event_shape, levels=levels, level=level, context_features=context_features)
+    return multi_scale(
+        event_shape,
+        levels=levels,
+        level=level,
+        context_features=context_features,
+        log_scale_bound=log_scale_bound,
+    )

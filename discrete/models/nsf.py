@@ -84,7 +84,6 @@ def NSF(
             depth=7 if layers is None else layers,
             coupling=coupling,
             parametrization="lu",
-            reversible=False,
             context_features=context_features,
         )
     elif levels is not None or (layers is not None and layers < 1):

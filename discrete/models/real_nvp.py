@@ -104,7 +104,14 @@ def RealNVP(
 
     bijection: Bijection
     if image:
-        bijection = _image(shape, step, layers=layers or 3, levels=levels or 2, context_features=context_features)
+        bijection = _image(
+            shape,
+            step,
+            layers=layers or 3,
+            levels=levels or 2,
+            context_features=context_features,
+            log_scale_bound=log_scale_bound,
+        )
     else:
         masks = [
             alternating_mask(shape[0], strides[i // 2 % len(strides)], flipped=i % 2 == 1) for i in range(layers or 8)
@@ -113,7 +120,9 @@ def RealNVP(
     return Flow(bijection, StandardNormal(bijection.latent_shape) if base is None else base)
 
 
-def _image(shape: torch.Size, step: Step, *, layers: int, levels: int, context_features: int) -> Bijection:
+def _image(
+    shape: torch.Size, step: Step, *, layers: int, levels: int, context_features: int, log_scale_bound: float
+) -> Bijection:
     def level(shape: torch.Size, i: int) -> Bijection:
         if i == levels - 1:
             return Compose(*_group(shape, step, "checkerboard", "checkerboard_flipped", count=layers + 1))
@@ -123,7 +132,9 @@ def _image(shape: torch.Size, step: Step, *, layers: int, levels: int, context_f
         channelwise = _group(shape, step, "half", "half_flipped", count=layers if shape[0] > 1 else 0)
         return Compose(*made, *squeeze, *channelwise)
 
-    return multi_scale(shape, levels=levels, level=level, context_features=context_features)
+    return multi_scale(
+        shape, levels=levels, level=level, context_features=context_features, log_scale_bound=log_scale_bound
+    )
 
 
 def _group(shape: torch.Size, step: Step, *masks: MaskName, count: int) -> list[Bijection]:
