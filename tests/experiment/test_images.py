@@ -1,10 +1,11 @@
 """Images as (channels, height, width) go through training, evaluation, sampling and comparison as vectors do."""
 
 import numpy as np
+import torch
 
 from experiment import compare, evaluate, train
 from experiment.config import parse_config
-from experiment.sampling import draw_samples
+from experiment.sampling import draw_interpolations, draw_samples
 
 SCORE = {
     "kind": "score_sde",
@@ -41,6 +42,23 @@ def test_layouts_train_and_compare_on_equal_terms(tmp_path):
     (vectors, _), (images, picture) = (draw_samples(run.path, count=3, seed=1) for run in runs)
     assert np.load(images).shape == (3, 1, 8, 8)
     np.testing.assert_array_equal(np.load(images).reshape(3, 64), np.load(vectors))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ways_between_integers_depend_on_the_seed_alone(tmp_path):
+    """The dequantization of both ends as well; the ends come back whole."""
+    run = digits_run(tmp_path, "image", model=GLOW)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(drawn))
+        path, picture = draw_interpolations(run.path, count=2, steps=5, seed=seed, threads=1)
+        drawn.append(np.load(path))
+    assert drawn[0].shape == (2, 5, 1, 8, 8)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    test = run.load_data().test.numpy()
+    for end in drawn[0][:, [0, -1]].reshape(-1, 1, 8, 8):
+        assert (test == end).all((1, 2, 3)).any()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -5,6 +8,8 @@ from cflows import ScoreSDE
 from core import StandardNormal, StandardUniform
 from discrete import AffineCoupling, Bijection, Compose, Dequantization, Flow, Glow, Logit
 from discrete.bijections.preprocessing import Scaling
+from experiment import evaluation
+from experiment.errors import NumericalError
 from experiment.round_trip import round_trip_error
 
 
@@ -50,6 +55,33 @@ def test_float32_error_of_an_image_flow_is_small_but_not_zero() -> None:
     error = round_trip_error(flow, k, generator=noise())
     assert error.shape == (20,)
     assert 0 < error.max() < 1e-5
+
+
+class Sensitive(Bijection):
+    """x, whose inverse adds a hundredth to a first value of 7 and cannot bring back an 8."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, **_: object) -> tuple[Tensor, Tensor]:
+        return x, x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, **_: object) -> tuple[Tensor, Tensor]:
+        bad = torch.where(z[:, :1] == 8, math.inf, 0.0)
+        return z + 0.01 * (z[:, :1] == 7) + bad, z.new_zeros(len(z))
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_worst_row_of_any_batch_is_reported(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows in batches of two."""
+    monkeypatch.setattr(evaluation, "BATCH_ROWS", 2)
+    flow, x = Flow(Sensitive(), StandardNormal(2)), torch.zeros(5, 2)
+    assert evaluation._round_trips(flow, x, run="a") == 0
+    x[place, 0] = 7
+    assert evaluation._round_trips(flow, x, run="a") == pytest.approx(0.01, rel=1e-4)
+    x[place, 0] = 8
+    with pytest.raises(NumericalError, match="a: the inverse of the flow gives values that are not finite"):
+        evaluation._round_trips(flow, x, run="a")
 
 
 def test_only_flows_make_the_trip() -> None:
