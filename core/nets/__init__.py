@@ -4,5 +4,6 @@ from core.nets.conv import ConvNet, ResidualConvNet
 from core.nets.mlp import MLP
 from core.nets.resnet import ModulatedMLP, ResidualMLP
 from core.nets.time_embedding import FourierEmbedding
+from core.nets.transformer import CausalTransformer
 
-__all__ = ["MLP", "ConvNet", "FourierEmbedding", "ModulatedMLP", "ResidualConvNet", "ResidualMLP"]
+__all__ = ["MLP", "CausalTransformer", "ConvNet", "FourierEmbedding", "ModulatedMLP", "ResidualConvNet", "ResidualMLP"]

@@ -1,0 +1,169 @@
+"""Masked networks unit by unit in the order of their degrees: what becomes known together is computed once, then."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from core.nets.masked import MaskedMLP, Node
+
+BLOCK = 16  # degrees
+
+
+class Layer(NamedTuple):
+    """A node with its units and those of its source in the order of their degrees.
+
+    Attributes:
+        node: the node.
+        weight: `(units, source units)`; its mask is a staircase, so that slices of it need none.
+        bias: `(units, 1)`.
+    """
+
+    node: "Node"
+    weight: Tensor
+    bias: Tensor
+
+
+class Plan:
+    """The units of every value of a network in the order of their degrees, under one mask.
+
+    Attributes:
+        upto: for each value and m from -1 to D, how many of its units have a degree up to m, counted from m = -1.
+        features: the feature of each degree 1..D.
+    """
+
+    def __init__(self, network: "MaskedMLP", mask: int) -> None:
+        D = network.features
+        degrees = network.value_degrees(mask)
+        self.orders = [None if _is_sorted(d) else d.argsort(stable=True) for d in degrees]
+        self.upto = [[0, *torch.bincount(d, minlength=D + 1).cumsum(0).tolist()] for d in degrees]
+        places = degrees[0][:D].argsort()
+        self.features: list[int] = places.tolist()
+        self.places = degrees[0][:D] - 1
+        self.layers = [
+            Layer(node, self._sorted(linear.weight, i, node.source), self.sorted_rows(linear.bias[:, None], i))
+            for i, (node, linear) in enumerate(zip(network.nodes, network.masked_linears(), strict=True), 1)
+        ]
+
+    def sorted_rows(self, values: Tensor, i: int) -> Tensor:
+        """`values` of the units of value i, `(units, ...)`, in the order of their degrees."""
+        order = self.orders[i]
+        return values if order is None else values.index_select(0, order.to(values.device))
+
+    def _sorted(self, weight: Tensor, i: int, source: int) -> Tensor:
+        order = self.orders[source]
+        weight = self.sorted_rows(weight, i)
+        return weight if order is None else weight.index_select(1, order.to(weight.device))
+
+    def units(self, value: int, m: int) -> slice:
+        """The units of degree m."""
+        return slice(self.upto[value][m], self.upto[value][m + 1])
+
+    def between(self, value: int, low: int, high: int) -> slice:
+        """The units of a degree from low to below high."""
+        upto = self.upto[value]
+        return slice(upto[low], upto[min(high, len(upto) - 1)])
+
+    def known(self, value: int, m: int) -> slice:
+        """The units of a degree up to m."""
+        return slice(0, self.upto[value][m + 1])
+
+    def above(self, value: int, m: int) -> slice:
+        """The units of a degree above m."""
+        return slice(self.upto[value][m + 1], None)
+
+
+@torch.no_grad()
+def sweep(
+    network: "MaskedMLP", choose: Callable[[slice, Tensor], Tensor], rows: int, context: Tensor | None, *, mask: int
+) -> Tensor:
+    """See `MaskedMLP.sweep`. Values are `(units, rows)`, so that the units of one degree are contiguous.
+
+    What `BLOCK` degrees read of all degrees before them is one large product; what they read of one another is left to
+    the steps.
+    """
+    plan = Plan(network, mask)
+    C, start = network.context_features, 0
+    raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]
+    skipped = {layer.node.skip for layer in plan.layers}
+    active = [v.new_empty(v.shape) if i in skipped else v for i, v in enumerate(raw)]
+    active[0] = raw[0]
+    if context is not None:
+        raw[0][:C] = context.T
+    for m, feature in enumerate(plan.features):
+        if m % BLOCK == 0:
+            start = m
+            for i, (node, weight, bias) in enumerate(plan.layers, 1):
+                first = m + node.is_output
+                units, known = plan.between(i, first, first + BLOCK), plan.known(node.source, m - 1)
+                torch.addmm(bias[units], weight[units, known], active[node.source][known], out=raw[i][units])
+        for i, (node, weight, _) in enumerate(plan.layers, 1):
+            units, new = plan.units(i, m + node.is_output), plan.between(node.source, start, m + 1)
+            if units.start == units.stop:
+                continue
+            y = raw[i][units]
+            torch.addmm(y, weight[units, new], active[node.source][new], out=y)
+            if node.skip is not None:
+                y += raw[node.skip][units]
+            if not node.is_output:
+                _activate(network.activation, y, out=active[i][units])
+        theta = raw[-1][plan.units(-1, m + 1)]
+        raw[0][C + m] = choose(slice(feature, feature + 1), theta.T.unsqueeze(1))[:, 0]
+    return raw[0][C:].index_select(0, plan.places.to(raw[0].device)).T.contiguous()
+
+
+@torch.no_grad()
+def solve_transposed(
+    network: "MaskedMLP", x: Tensor, context: Tensor | None, s: Tensor, t: Tensor, g: Tensor, *, mask: int
+) -> Tensor:
+    """See `MaskedMLP.solve_transposed`: back-propagation that learns v_d just before it hands it down."""
+    plan = Plan(network, mask)
+    hidden = [i for i, layer in enumerate(plan.layers, 1) if not layer.node.is_output]
+    values = network.values(x, context, mask=mask)
+    slopes = {i: plan.sorted_rows(_slope(network.activation, values[i]).T, i) for i in hidden}
+    deltas = [x.new_empty(width, len(x)) for width in network.widths]
+    outputs = [i for i, layer in enumerate(plan.layers, 1) if layer.node.is_output]
+    s, t, g = s.T, t.permute(1, 2, 0), g.T
+    v = torch.empty_like(s)
+    for m in range(network.features, 0, -1):
+        for i in reversed(hidden):
+            units = plan.units(i, m)
+            if units.start < units.stop:
+                deltas[i][units] = slopes[i][units] * _pulled(plan, deltas, i, units, m)
+                for j, layer in enumerate(plan.layers, 1):
+                    if layer.node.skip == i:
+                        deltas[i][units] += deltas[j][units]
+        feature, units = plan.features[m - 1], plan.units(0, m)
+        v[feature] = (g[feature] - _pulled(plan, deltas, 0, units, m)[0]) / s[feature]
+        for i in outputs:
+            deltas[i][plan.units(i, m)] = v[feature] * t[feature]
+    return v.T.contiguous()
+
+
+def _pulled(plan: Plan, deltas: list[Tensor], value: int, units: slice, m: int) -> Tensor:
+    """Σ Wᵀ δ over the nodes that read these units, which have degree m."""
+    total = deltas[value].new_zeros(units.stop - units.start, deltas[value].shape[1])
+    for i, (node, weight, _) in enumerate(plan.layers, 1):
+        if node.source == value:
+            readers = plan.above(i, m if node.is_output else m - 1)
+            total.addmm_(weight[readers, units].T, deltas[i][readers])
+    return total
+
+
+def _slope(activation: nn.Module, value: Tensor) -> Tensor:
+    """Derivative of the activation."""
+    with torch.enable_grad():
+        leaf = value.detach().clone().requires_grad_()
+        return torch.autograd.grad(activation(leaf.clone()).sum(), leaf)[0]
+
+
+def _activate(activation: nn.Module, y: Tensor, *, out: Tensor) -> None:
+    result = activation(y)
+    if result.data_ptr() != out.data_ptr():
+        out.copy_(result)
+
+
+def _is_sorted(degrees: Tensor) -> bool:
+    return bool((degrees[1:] >= degrees[:-1]).all())
