@@ -41,17 +41,25 @@ class AdditiveTransformer(Transformer):
         return z - theta[..., 0], torch.zeros_like(z)
 
 
-ScaleName = Literal["tanh", "sigmoid"]
+ScaleName = Literal["tanh", "sigmoid", "gated"]
 
 
 class AffineTransformer(Transformer):
     """z = x exp(s) + t with s = B tanh(a/B): softly and symmetrically bounded, identity at θ = 0.
 
-    The scale `sigmoid` is that of Glow's code instead, exp(s) = sigmoid(a + 2) in (0, 1): not the identity at θ = 0.
+    Two other scales are not the identity at θ = 0 and only contract, by σ = sigmoid(a + 2) in (0, 1): `sigmoid`, that
+    of Glow's code, is exp(s) = σ; `gated`, that of inverse autoregressive flows, is z = σ x + (1 - σ) m, so
+    t = (1 - σ) m: a mean of the old value and a new one m, which no number of layers can blow up.
+
+    References:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving variational inference with inverse
+        autoregressive flow", 2016, algorithm 1 and the end of section 4, which starts σ's argument at +1 to +2.
+
+    Checked by tests/discrete/test_affine.py.
 
     Args:
-        log_scale_bound: B > 0, so that every scale lies within exp(±B); without effect on `sigmoid`.
-        scale: `tanh` or `sigmoid`.
+        log_scale_bound: B > 0, so that every scale lies within exp(±B); without effect on `sigmoid` and `gated`.
+        scale: `tanh`, `sigmoid` or `gated`.
 
     Raises:
         ValueError: a bound that is not positive, or an unknown scale.
@@ -62,8 +70,8 @@ class AffineTransformer(Transformer):
     def __init__(self, *, log_scale_bound: float = 3.0, scale: ScaleName = "tanh") -> None:
         if not log_scale_bound > 0:
             raise ValueError(f"log_scale_bound must be positive, but is {log_scale_bound}.")
-        if scale not in ("tanh", "sigmoid"):
-            raise ValueError(f"scale must be tanh or sigmoid, but is {scale!r}.")
+        if scale not in ("tanh", "sigmoid", "gated"):
+            raise ValueError(f"scale must be tanh, sigmoid or gated, but is {scale!r}.")
         self.log_scale_bound, self.scale = log_scale_bound, scale
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
@@ -78,7 +86,9 @@ class AffineTransformer(Transformer):
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         a, t = theta.unbind(-1)
-        return F.logsigmoid(a + 2) if self.scale == "sigmoid" else soft_bound(a, self.log_scale_bound), t
+        if self.scale == "tanh":
+            return soft_bound(a, self.log_scale_bound), t
+        return F.logsigmoid(a + 2), t * torch.sigmoid(-a - 2) if self.scale == "gated" else t
 
 
 def soft_bound(a: Tensor, bound: float) -> Tensor:
