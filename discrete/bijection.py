@@ -24,15 +24,22 @@ class Direction:
     """What one direction of a bijection costs and whether its log-determinant is exact.
 
     Attributes:
-        passes: sequential network evaluations it takes.
+        passes: network evaluations it takes, by their multiply-adds.
         kind: `exact`, `estimate` or `bound`, for the log-determinant.
+        steps: parts of them that must wait for one another; as many as passes where omitted.
     """
 
     passes: int = 1
     kind: Kind = "exact"
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None:
+            object.__setattr__(self, "steps", self.passes)
 
     def __add__(self, other: "Direction") -> "Direction":
-        return Direction(self.passes + other.passes, weakest(self.kind, other.kind))
+        steps = (self.steps or 0) + (other.steps or 0)
+        return Direction(self.passes + other.passes, weakest(self.kind, other.kind), steps)
 
 
 class Bijection(nn.Module, abc.ABC):

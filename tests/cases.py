@@ -29,11 +29,16 @@ from core import (
 )
 from core.divergence import Divergence
 from discrete import (
+    IAF,
+    MADE,
+    MAF,
     NICE,
     NSF,
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
+    AutoregressiveMLP,
+    AutoregressiveTransformer,
     BatchNorm,
     Bijection,
     Compose,
@@ -46,8 +51,11 @@ from discrete import (
     LinearFlow,
     Logit,
     LULinear,
+    MaskedAutoregressive,
     MultiScale,
+    PatchAutoregressive,
     Permutation,
+    PixelCNN,
     QRLinear,
     RealNVP,
     Reversible,
@@ -55,10 +63,13 @@ from discrete import (
     SplineCoupling,
     Split,
     Squeeze,
+    TransformerFlow,
     Triangular,
     VariationalDequantization,
+    WaveNet,
 )
 from discrete.bijections.preprocessing import Scaling
+from discrete.mass import MassModel
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class BijectionCase:
     latents: Draw = normal
     tail: float = 10.0
     passes: tuple[int, ...] | None = None  # coordinates that a coupling must leave alone
+    order: tuple[int, ...] | None = None  # coordinates in the order in which an autoregressive map reads them
 
     def make(self, seed: int = 1) -> Bijection:
         return perturb(seeded(self.build), rng(seed))
@@ -111,6 +123,11 @@ def batch_norm(event_shape: int | tuple[int, ...], **keywords: float) -> BatchNo
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.1, 3.0)
     return norm
+
+
+SMOOTH = {"hidden": (16,), "activation": "silu"}  # no unit is ever dead
+TOKENS = {"hidden": 8, "heads": 2}  # of a transformer
+SHUFFLED = torch.tensor([3, 0, 4, 1, 2])
 
 
 def _reversible() -> Bijection:
@@ -175,6 +192,66 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "spline-image-half": BijectionCase(partial(SplineCoupling, (2, 2, 1), mask="half", bins=3, **SMALL), passes=(0, 1)),
     "spline-image-checkerboard": BijectionCase(
         partial(SplineCoupling, (1, 2, 2), mask="checkerboard", bins=3, **SMALL), passes=(0, 3)
+    ),
+    "autoregressive-1-context": BijectionCase(
+        partial(MaskedAutoregressive, 1, context_features=2, **SMOOTH), 2, order=(0,)
+    ),
+    "autoregressive-2": BijectionCase(partial(MaskedAutoregressive, 2, **SMALL)),
+    "autoregressive-3-reversed": BijectionCase(
+        partial(MaskedAutoregressive, 3, order="reversed", **SMOOTH), order=(2, 1, 0)
+    ),
+    "autoregressive-5-resnet-context": BijectionCase(
+        partial(
+            MaskedAutoregressive,
+            5,
+            order=SHUFFLED,
+            conditioner="resnet",
+            hidden=(12, 12),
+            activation="tanh",
+            context_features=2,
+        ),
+        2,
+        order=(3, 0, 4, 1, 2),
+    ),
+    "autoregressive-7-deep-direct": BijectionCase(
+        partial(MaskedAutoregressive, 7, hidden=(12, 8, 9), activation="elu", direct=True, log_scale_bound=1.0),
+        order=(0, 1, 2, 3, 4, 5, 6),
+    ),
+    "autoregressive-5-random": BijectionCase(
+        lambda: MaskedAutoregressive(5, order="random", hidden_degrees="random", generator=rng(), **SMALL)
+    ),
+    "autoregressive-3-linear": BijectionCase(partial(MaskedAutoregressive, 3, hidden=()), order=(0, 1, 2)),
+    "autoregressive-3-gated": BijectionCase(
+        partial(MaskedAutoregressive, 3, scale="gated", inverse_mode="sequential", **SMOOTH), order=(0, 1, 2)
+    ),
+    "autoregressive-3-spline": BijectionCase(partial(MaskedAutoregressive, 3, transformer="spline", bins=4, **SMALL)),
+    "autoregressive-3-mixture-context": BijectionCase(
+        partial(MaskedAutoregressive, 3, transformer="mixture", components=2, context_features=1, **SMOOTH),
+        1,
+        order=(0, 1, 2),
+    ),
+    "autoregressive-image-jacobi": BijectionCase(
+        partial(MaskedAutoregressive, (1, 2, 3), inverse_mode="jacobi", **SMOOTH), order=(0, 1, 2, 3, 4, 5)
+    ),
+    "inverse-autoregressive-3-context": BijectionCase(
+        lambda: Inverse(MaskedAutoregressive(3, context_features=2, order="reversed", **SMOOTH)), 2, order=(2, 1, 0)
+    ),
+    "patch-3-context": BijectionCase(
+        partial(PatchAutoregressive, 3, patch=1, context_features=2, **TOKENS), 2, order=(0, 1, 2)
+    ),
+    "patch-4-reversed": BijectionCase(
+        partial(PatchAutoregressive, 4, patch=1, order="reversed", depth=1, log_scale_bound=1.0, **TOKENS),
+        order=(3, 2, 1, 0),
+    ),
+    "patch-6-pairs-jacobi-context": BijectionCase(
+        partial(PatchAutoregressive, 6, patch=2, inverse_mode="jacobi", context_features=2, depth=1, **TOKENS), 2
+    ),
+    "patch-image": BijectionCase(partial(PatchAutoregressive, (2, 2, 4), patch=2, depth=1, **TOKENS)),
+    "patch-image-reversed-context": BijectionCase(
+        partial(PatchAutoregressive, (1, 2, 6), patch=2, order="reversed", context_features=1, depth=1, **TOKENS), 1
+    ),
+    "inverse-patch-3": BijectionCase(
+        lambda: Inverse(PatchAutoregressive(3, patch=1, order="reversed", **TOKENS)), order=(2, 1, 0)
     ),
     "squeeze-1": BijectionCase(partial(Squeeze, (1, 2, 4))),
     "squeeze-3": BijectionCase(partial(Squeeze, (3, 2, 2))),
@@ -339,6 +416,58 @@ DENSITIES: dict[str, DensityCase] = {
     "linear-flow-2-triangular": DensityCase(partial(LinearFlow, 2, parametrization="triangular")),
     "linear-flow-2-logistic": DensityCase(partial(LinearFlow, 2, base=StandardLogistic(2)), tolerance=1e-3),
     "linear-flow-7": DensityCase(partial(LinearFlow, 7)),
+    "maf-1-context": DensityCase(partial(MAF, 1, layers=2, context_features=2, **SMALL), 2),
+    "maf-2": DensityCase(partial(MAF, 2, layers=3, activation="silu", **SMALL), tolerance=1e-3),
+    "maf-2-spline": DensityCase(
+        partial(MAF, 2, layers=2, transformer="spline", bins=4, normalization="none", **SMALL),
+        tolerance=1e-3,
+        noise=0.1,
+    ),
+    "maf-2-mixture": DensityCase(
+        partial(MAF, 2, layers=1, transformer="mixture", components=2, order="natural", **SMALL), tolerance=1e-3
+    ),
+    "maf-3-context": DensityCase(
+        partial(MAF, 3, layers=3, order="random", context_features=2, conditioner="resnet", **SMALL), 2
+    ),
+    "maf-batch-norm": DensityCase(partial(MAF, 2, layers=2, normalization="batch", **SMALL), tolerance=1e-3),
+    "iaf-2": DensityCase(partial(IAF, 2, layers=2, activation="silu", **SMALL), tolerance=1e-3, noise=0.1),
+    "iaf-3-gated-context": DensityCase(partial(IAF, 3, layers=2, scale="gated", context_features=2, **SMALL), 2),
+    "nsf-2-autoregressive": DensityCase(
+        partial(NSF, 2, structure="autoregressive", layers=2, bins=4, **SMALL), tolerance=1e-3, noise=0.1
+    ),
+    "transformer-flow-2": DensityCase(
+        partial(TransformerFlow, 2, layers=2, depth=1, **TOKENS), tolerance=1e-3, noise=0.1
+    ),
+    "transformer-flow-image-context": DensityCase(
+        partial(TransformerFlow, (1, 2, 4), patch=2, layers=3, depth=1, context_features=2, **TOKENS), 2
+    ),
+    "made-1-context": DensityCase(
+        partial(MADE, 1, conditional="mixture", components=3, context_features=2, **SMALL), 2
+    ),
+    "made-2-gaussian": DensityCase(partial(MADE, 2, activation="silu", order="reversed", **SMALL), tolerance=1e-3),
+    "made-2-mixture": DensityCase(partial(MADE, 2, conditional="mixture", components=3, **SMALL), tolerance=1e-3),
+    "made-2-masks": DensityCase(partial(MADE, 2, order="random", masks=4, activation="tanh", **SMALL), tolerance=1e-3),
+    "made-3-resnet-context": DensityCase(
+        partial(MADE, 3, conditioner="resnet", direct=True, context_features=2, hidden=(8, 8)), 2
+    ),
+    "made-4-masks-context": DensityCase(
+        partial(
+            MADE,
+            4,
+            conditional="mixture",
+            components=2,
+            order="random",
+            hidden_degrees="random",
+            masks=3,
+            context_features=2,
+            **SMALL,
+        ),
+        2,
+    ),
+    "made-image": DensityCase(partial(MADE, (2, 1, 3), conditional="mixture", components=2, **SMALL)),
+    "maf-made-2": DensityCase(
+        lambda: MAF(2, layers=1, base=MADE(2, conditional="mixture", components=2, **SMALL), **SMALL), tolerance=1e-3
+    ),
     "flow-diagonal-1": DensityCase(lambda: Flow(Diagonal(1, scale=3.0), StandardLogistic(1))),
     "flow-logit-1": DensityCase(lambda: Flow(Logit(1), StandardLogistic(1)), data=unit, box=LOGIT_RANGE),
     "flow-logit-real-nvp-2": DensityCase(
@@ -365,6 +494,68 @@ DENSITIES: dict[str, DensityCase] = {
     ),
     "flow-logit-score-sde-2": DensityCase(
         lambda: Flow(Logit(2), score_sde(2, divergence=Hutchinson(probes=2))), data=unit, noise=0.1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MassCase:
+    """A model of whole numbers over an event small enough to sum over."""
+
+    build: Callable[[], MassModel | MADE]
+    bins: int = 3
+    context_features: int = 0
+
+    def make(self, seed: int = 1) -> MassModel | MADE:
+        return perturb(seeded(self.build), rng(seed))
+
+    def data(self, rows: int, event_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randint(self.bins, (rows, *event_shape), generator=generator).double()
+
+    def context(self, rows: int, generator: torch.Generator) -> Tensor | None:
+        return normal(rows, (self.context_features,), generator) if self.context_features else None
+
+
+PIXELS = {"layers": 2, "kernel": 3, "bins": 3, "components": 2}
+STEPS = {"layers": 2, "bins": 3, "components": 2}
+
+MASSES: dict[str, MassCase] = {
+    "pixel-cnn-image": MassCase(partial(PixelCNN, (1, 2, 2), hidden=(4, 6), **PIXELS)),
+    "pixel-cnn-image-categorical": MassCase(
+        partial(PixelCNN, (1, 2, 2), likelihood="categorical", hidden=(4,), **PIXELS)
+    ),
+    "pixel-cnn-colour": MassCase(partial(PixelCNN, (3, 2, 1), hidden=(12, 15), **PIXELS)),
+    "pixel-cnn-two-channels-context": MassCase(
+        partial(PixelCNN, (2, 2, 1), hidden=(3, 7, 5), context_features=2, **PIXELS), context_features=2
+    ),
+    "wave-net-4": MassCase(partial(WaveNet, 4, hidden=(4, 6), cycles=1, **STEPS)),
+    "wave-net-4-categorical": MassCase(partial(WaveNet, 4, likelihood="categorical", hidden=(4, 6, 5), **STEPS)),
+    "wave-net-5-context": MassCase(partial(WaveNet, 5, hidden=(4, 6), context_features=2, **STEPS), context_features=2),
+    "made-bernoulli-4": MassCase(partial(MADE, 4, conditional="bernoulli", **SMALL), bins=2),
+    "made-bernoulli-image-context": MassCase(
+        partial(MADE, (1, 2, 3), conditional="bernoulli", conditioner="resnet", context_features=2, hidden=(16, 16)),
+        bins=2,
+        context_features=2,
+    ),
+    "autoregressive-mlp-4": MassCase(partial(AutoregressiveMLP, 4, bins=3, **SMALL)),
+    "autoregressive-mlp-image-mixture": MassCase(
+        partial(AutoregressiveMLP, (1, 2, 2), bins=3, likelihood="mixture", components=2, hidden=(16, 16))
+    ),
+    "autoregressive-mlp-colour-context": MassCase(
+        partial(
+            AutoregressiveMLP, (3, 1, 2), bins=3, conditioner="resnet", direct=True, context_features=2, hidden=(12, 12)
+        ),
+        context_features=2,
+    ),
+    "autoregressive-transformer-4": MassCase(
+        partial(AutoregressiveTransformer, 4, bins=3, likelihood="categorical", layers=2, **TOKENS)
+    ),
+    "autoregressive-transformer-image": MassCase(
+        partial(AutoregressiveTransformer, (1, 2, 2), bins=3, likelihood="mixture", components=2, layers=1, **TOKENS)
+    ),
+    "autoregressive-transformer-colour-context": MassCase(
+        partial(AutoregressiveTransformer, (3, 1, 2), bins=3, layers=1, context_features=2, **TOKENS),
+        context_features=2,
     ),
 }
 

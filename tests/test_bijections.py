@@ -13,6 +13,7 @@ from discrete.bijections.transformers import AffineTransformer
 NAMES = pytest.mark.parametrize("name", BIJECTIONS)
 CONTEXTUAL = [name for name, case in BIJECTIONS.items() if case.context_features]
 COUPLINGS = [name for name, case in BIJECTIONS.items() if case.passes is not None]
+AUTOREGRESSIVE = [name for name, case in BIJECTIONS.items() if case.order is not None]
 PARAMETRIC = [name for name, case in BIJECTIONS.items() if list(case.make().parameters())]
 
 
@@ -84,6 +85,12 @@ def test_round_trip_in_the_tails(name: str) -> None:
 def test_coupling_structure(name: str) -> None:
     s = Setting(name)
     bijections.coupling_has_its_structure(s.bijection, s.x, s.context, passes=s.case.passes)
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_autoregressive_structure(name: str) -> None:
+    s = Setting(name)
+    bijections.autoregressive_has_its_structure(s.bijection, s.x, s.context, order=s.case.order)
 
 
 @pytest.mark.parametrize("name", CONTEXTUAL)

@@ -44,7 +44,7 @@ def classes() -> set[type]:
 PUBLIC = {(package.__name__, name): getattr(package, name) for package in PACKAGES for name in package.__all__}
 ABSTRACT = {
     Bijection: {**{n: c.make() for n, c in cases.BIJECTIONS.items()}, **{n: b() for n, b in cases.SURJECTIONS.items()}},
-    DensityModel: {name: case.make() for name, case in cases.DENSITIES.items()},
+    DensityModel: {name: case.make() for name, case in {**cases.DENSITIES, **cases.MASSES}.items()},
     SDE: {name: sde for name, (sde, _) in cases.SDES.items()},
     Sampler: cases.SAMPLERS,
     Divergence: cases.DIVERGENCES,
@@ -153,7 +153,7 @@ def test_tests_named_in_docstrings_exist() -> None:
                     assert f"def {function}" in text, f"{path.name} names {word}"
 
 
-@pytest.mark.parametrize("build", [discrete.NICE, discrete.RealNVP, ScoreSDE, core.StandardNormal])
+@pytest.mark.parametrize("build", [discrete.NICE, discrete.RealNVP, discrete.WaveNet, ScoreSDE, core.StandardNormal])
 def test_models_are_built_from_their_event_shape_alone(build: type) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cflows import ScoreSDE
 from cflows.probability_flow import ODESolver
 from core.bases import Base
-from discrete import Flow
+from discrete import MADE, Flow
 
 
 def is_solved(model: nn.Module) -> bool:
@@ -22,6 +22,8 @@ MODELS = {name: case.make() for name, case in DENSITIES.items()}
 CLOSED = [name for name, model in MODELS.items() if not is_solved(model)]
 FLOWS = [name for name, model in MODELS.items() if isinstance(model, Flow)]
 EXACT_FLOWS = [name for name in FLOWS if name in CLOSED]
+# Draws of a MADE have no gradient, nor have those of a flow on one.
+REPARAMETRISED = [n for n in CLOSED if not any(isinstance(part, MADE) for part in MODELS[n].modules())]
 BASES = [name for name, model in MODELS.items() if isinstance(model, Base)]
 LOW = [name for name, model in MODELS.items() if model.event_shape in ((1,), (2,))]
 PARAMETRIC = [name for name, model in MODELS.items() if list(model.parameters())]
@@ -87,7 +89,7 @@ def test_sample(name: str) -> None:
     densities.sample_is_clean(s.model, s.context, generator=generator)
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", REPARAMETRISED)
 def test_rsample(name: str) -> None:
     s = Setting(name)
     densities.rsample_agrees(s.model, s.context, generator=generator)
@@ -99,7 +101,7 @@ def test_change_of_variables(name: str) -> None:
     densities.change_of_variables_holds(s.model, s.x, s.context, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("name", EXACT_FLOWS)
+@pytest.mark.parametrize("name", [n for n in EXACT_FLOWS if n in REPARAMETRISED])
 def test_distribution(name: str) -> None:
     s = Setting(name)
     densities.distribution_is_torch(s.model, s.x, s.context, generator=generator)

@@ -109,6 +109,19 @@ def coupling_has_its_structure(
         assert jacobian[moves][:, list(passes)].count_nonzero() > 0, "nothing steers the moving coordinates"
 
 
+def autoregressive_has_its_structure(
+    bijection: Bijection, x: Tensor, context: Tensor | None = None, *, order: Sequence[int]
+) -> None:
+    """In the declared order the Jacobian is triangular, exactly zero above, positive on and nowhere zero below it."""
+    for i, row in enumerate(x):
+        jacobian = _row_jacobian(bijection.forward, row, None if context is None else context[i])
+        jacobian = jacobian[list(order)][:, list(order)]
+        assert torch.equal(jacobian, jacobian.tril()), "a feature depends on one that comes after it"
+        assert (jacobian.diagonal() > 0).all(), "a feature does not grow with itself"
+        below = torch.ones_like(jacobian).tril(-1).bool()
+        assert (jacobian[below] != 0).all(), "a feature does not depend on one that comes before it"
+
+
 def context_matters(bijection: Bijection, x: Tensor, context: Tensor) -> None:
     """Another context gives another image, row by row."""
     z, _ = bijection(x, context)

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from core import DensityModel, LikelihoodEstimate, StandardNormal
 from discrete import (
+    IAF,
+    MAF,
     NICE,
     NSF,
     AffineCoupling,
+    BatchNorm,
     Bijection,
     Compose,
     Flow,
     Glow,
     LULinear,
+    MaskedAutoregressive,
     RealNVP,
     SplineCoupling,
     Split,
@@ -124,6 +128,9 @@ MODELS: dict[str, Callable[..., Flow]] = {
     "glow-additive": partial(Glow, IMAGE, levels=2, depth=1, coupling="additive"),
     "nsf": partial(NSF, 4, layers=2),
     "nsf-image": partial(NSF, IMAGE, layers=1, levels=2),
+    "nsf-autoregressive": partial(NSF, 4, layers=2, structure="autoregressive", conditioner="plain"),
+    "maf": partial(MAF, 4, layers=2),
+    "iaf": partial(IAF, 4, layers=2),
 }
 
 
@@ -148,10 +155,10 @@ def test_models_pass_on_the_activation(name: str) -> None:
     assert nn.ReLU not in kinds
 
 
-@pytest.mark.parametrize("name", ["real-nvp", "real-nvp-image", "glow"])
+@pytest.mark.parametrize("name", ["real-nvp", "real-nvp-image", "glow", "maf", "iaf"])
 def test_models_pass_on_the_bound_of_every_log_scale(name: str) -> None:
     flow = MODELS[name](hidden=(5,), log_scale_bound=0.7)
-    couplings = [m for m in flow.modules() if isinstance(m, AffineCoupling)]
+    couplings = [m for m in flow.modules() if isinstance(m, AffineCoupling | MaskedAutoregressive)]
     bounds = [m.transformer.log_scale_bound for m in couplings if isinstance(m.transformer, AffineTransformer)]
     bounds += [m.log_scale_bound for m in flow.modules() if isinstance(m, Split)]
     assert len(bounds) > 1
@@ -165,6 +172,28 @@ def test_the_log_scale_of_a_split_stays_within_its_bound(bound: float) -> None:
     _, log_det = split(torch.randn(200, 2, 1, 2, generator=rng(4), dtype=torch.float64))
     assert log_det.abs().max() <= 2 * bound
     assert log_det.abs().max() > 1.9 * bound
+
+
+@pytest.mark.parametrize("build", [MAF, IAF])
+def test_autoregressive_flows_pass_on_what_layers_are_made_of(build: Any) -> None:
+    flow = build(4, layers=2, transformer="spline", bins=5, bound=2.5, direct=True, conditioner="resnet", hidden=(6,))
+    layers = [m for m in flow.modules() if isinstance(m, MaskedAutoregressive)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert (layer.transformer.bins, layer.transformer.bound) == (5, 2.5)
+        assert [node.is_output for node in layer.conditioner.nodes] == [False, False, False, True, True]
+    mixture = build(4, layers=1, transformer="mixture", components=3, log_scale_bound=0.7, inverse_mode="jacobi")
+    (layer,) = (m for m in mixture.modules() if isinstance(m, MaskedAutoregressive))
+    assert (layer.transformer.components, layer.transformer.log_scale_bound) == (3, 0.7)
+    assert layer.inverse_mode == "jacobi"
+    kinds = {type(m) for m in build(4, layers=1, normalization="batch").modules()}
+    assert BatchNorm in kinds
+
+
+def test_iaf_passes_on_its_scale() -> None:
+    flow = IAF(4, layers=2, scale="gated")
+    scales = {m.transformer.scale for m in flow.modules() if isinstance(m, MaskedAutoregressive)}
+    assert scales == {"gated"}
 
 
 def test_nsf_mixes_features_between_couplings_that_take_turns() -> None:
