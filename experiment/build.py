@@ -1,5 +1,6 @@
 """From a config to data, a model over raw data and its training objective."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,13 @@ from cflows.probability_flow import ODESolver
 from core import DensityModel, ExactDivergence, Hutchinson, HutchPlusPlus, StandardNormal
 from core.divergence import Divergence
 from discrete import (
+    IAF,
+    MADE,
+    MAF,
     NICE,
     NSF,
+    AutoregressiveMLP,
+    AutoregressiveTransformer,
     Bijection,
     Compose,
     Dequantization,
@@ -30,14 +36,57 @@ from discrete import (
     Glow,
     LinearFlow,
     Logit,
+    PixelCNN,
     RealNVP,
+    TransformerFlow,
     VariationalDequantization,
+    WaveNet,
 )
 from discrete.bijections.preprocessing import Scaling
-from experiment import config as c
-from experiment.data import Dataset, cifar10_lossless_4k, digits, mnist, table, toy
+from experiment.config import Config, Model
+from experiment.data import Dataset, bsds300_patches, cifar10_lossless_4k, digits, mnist, table, toy
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
+from experiment.sections.base import Section
+from experiment.sections.continuous import (
+    ExactTrace,
+    HutchinsonTrace,
+    HutchPlusPlusTrace,
+    ScoreSDEModel,
+    SubVPProcess,
+    VEProcess,
+    VPProcess,
+)
+from experiment.sections.data import (
+    BSDSData,
+    CifarData,
+    DigitsData,
+    LogitPreprocessing,
+    MNISTData,
+    NoPreprocessing,
+    Preprocessing,
+    ScalePreprocessing,
+    TableData,
+    ToyData,
+)
+from experiment.sections.flows import MAFModel, NICEModel
+
+FLOWS: dict[str, Callable[..., DensityModel]] = {
+    "real_nvp": RealNVP,
+    "glow": Glow,
+    "nsf": NSF,
+    "linear": LinearFlow,
+    "made": MADE,
+    "maf": MAF,
+    "iaf": IAF,
+    "transformer_flow": TransformerFlow,
+}
+MASSES: dict[str, Callable[..., DensityModel]] = {
+    "autoregressive_mlp": AutoregressiveMLP,
+    "pixel_cnn": PixelCNN,
+    "wave_net": WaveNet,
+    "autoregressive_transformer": AutoregressiveTransformer,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +102,7 @@ class Built:
     objective: MaximumLikelihood | Preprocessed
 
 
-def load_data(data: c.Section, root: Path) -> Dataset:
+def load_data(data: Section, root: Path) -> Dataset:
     """The dataset that a config names.
 
     Args:
@@ -64,9 +113,9 @@ def load_data(data: c.Section, root: Path) -> Dataset:
         UserError: a missing, damaged or unusable file.
     """
     match data:
-        case c.DigitsData():
+        case DigitsData():
             return digits(layout=data.layout)
-        case c.ToyData():
+        case ToyData():
             return toy(
                 data.name,
                 train_rows=data.train_rows,
@@ -74,19 +123,21 @@ def load_data(data: c.Section, root: Path) -> Dataset:
                 test_rows=data.test_rows,
                 seed=data.seed,
             )
-        case c.MNISTData():
+        case MNISTData():
             return mnist(root, layout=data.layout, validation_rows=data.validation_rows)
-        case c.CifarData():
+        case CifarData():
             return cifar10_lossless_4k(
                 root, layout=data.layout, validation_rows=data.validation_rows, test_rows=data.test_rows
             )
-        case c.TableData():
+        case BSDSData():
+            return bsds300_patches(root, **data.model_dump(exclude={"kind"}))
+        case TableData():
             return table(root / data.path, validation=data.validation, test=data.test, seed=data.seed)
     raise UserError(f"data.kind {type(data).__name__} has no loader.")
 
 
 def build(
-    config: c.Config, event_shape: tuple[int, ...], *, bins: int | None = None, rows: Tensor | None = None
+    config: Config, event_shape: tuple[int, ...], *, bins: int | None = None, rows: Tensor | None = None
 ) -> Built:
     """The model over raw data and its objective.
 
@@ -105,13 +156,17 @@ def build(
         >>> build(config, (64,), bins=17).model.event_shape
         torch.Size([64])
     """
-    preprocessing = _preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
+    if config.model.kind in MASSES:
+        _check_raw(config, bins)
+        preprocessing = None
+    else:
+        preprocessing = _preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
     try:
-        inner = _model(config.model, event_shape)
+        inner = _model(config.model, event_shape, bins=bins)
     except ValueError as error:
         raise UserError(f"model.kind={config.model.kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
-    if isinstance(inner, ScoreSDE) and isinstance(config.model, c.ScoreSDEModel):
+    if isinstance(inner, ScoreSDE) and isinstance(config.model, ScoreSDEModel):
         if config.preprocessing.variational is not None:
             raise UserError(
                 "preprocessing.variational trains by maximum likelihood, but model.kind=score_sde does not."
@@ -122,8 +177,18 @@ def build(
     return Built(model, MaximumLikelihood(model))
 
 
+def _check_raw(config: Config, bins: int | None) -> None:
+    """A model of probability mass takes whole numbers as they are."""
+    if bins is None or config.preprocessing != NoPreprocessing():
+        found = "continuous data" if bins is None else f"preprocessing.kind={config.preprocessing.kind} of its own"
+        raise UserError(
+            f"model.kind={config.model.kind} gives whole numbers a probability mass: it takes integer data without "
+            f"preprocessing, but has {found}."
+        )
+
+
 def _preprocessing(
-    section: c.Preprocessing,
+    section: Preprocessing,
     event_shape: tuple[int, ...],
     *,
     bins: int | None,
@@ -135,16 +200,16 @@ def _preprocessing(
             "map from [0, 1); for continuous data use kind='none' with standardize=true."
         )
     layers: list[Bijection] = [] if bins is None else [_dequantization(section, event_shape, bins)]
-    if isinstance(section, c.LogitPreprocessing):
+    if isinstance(section, LogitPreprocessing):
         layers.append(Logit(event_shape, alpha=section.alpha))
-    if isinstance(section, c.ScalePreprocessing):
+    if isinstance(section, ScalePreprocessing):
         layers.append(Scaling(event_shape, loc=0.5, scale=0.5))
     if section.standardize:
         layers.append(_standardization(layers, event_shape, rows))
     return Compose(*layers) if layers else None
 
 
-def _dequantization(section: c.Preprocessing, event_shape: tuple[int, ...], bins: int) -> Bijection:
+def _dequantization(section: Preprocessing, event_shape: tuple[int, ...], bins: int) -> Bijection:
     if section.variational is None:
         return Dequantization(event_shape, bins=bins)
     noise = section.variational
@@ -170,20 +235,15 @@ def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows
     return Scaling(event_shape, loc=mean, scale=std)
 
 
-def _model(section: c.Model, event_shape: tuple[int, ...]) -> DensityModel:
+def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None) -> DensityModel:
+    keywords = section.model_dump(exclude={"kind"})
     match section:
-        case c.NICEModel():
-            base = StandardNormal(event_shape) if section.base == "normal" else None
-            return NICE(event_shape, layers=section.layers, hidden=section.hidden, dropout=section.dropout, base=base)
-        case c.RealNVPModel():
-            return RealNVP(event_shape, **section.model_dump(exclude={"kind"}))
-        case c.GlowModel():
-            return Glow(event_shape, **section.model_dump(exclude={"kind"}))
-        case c.NSFModel():
-            return NSF(event_shape, **section.model_dump(exclude={"kind"}))
-        case c.LinearModel():
-            return LinearFlow(event_shape, **section.model_dump(exclude={"kind"}))
-        case c.ScoreSDEModel():
+        case NICEModel(base=base):
+            return NICE(event_shape, **{**keywords, "base": StandardNormal(event_shape) if base == "normal" else None})
+        case MAFModel(base=base) if base is not None:
+            mixture = MADE(event_shape, conditional="mixture", **base.model_dump())
+            return MAF(event_shape, **{**keywords, "base": mixture})
+        case ScoreSDEModel():
             return ScoreSDE(
                 event_shape,
                 sde=_sde(section.sde),
@@ -197,14 +257,17 @@ def _model(section: c.Model, event_shape: tuple[int, ...]) -> DensityModel:
                 error_factor=section.error_factor,
                 sampler=EulerMaruyama(**section.sampler.model_dump()),
             )
+    if section.kind in MASSES:
+        return MASSES[section.kind](event_shape, bins=bins, **keywords)
+    return FLOWS[section.kind](event_shape, **keywords)
 
 
-def _sde(section: c.VPProcess | c.SubVPProcess | c.VEProcess) -> SDE:
+def _sde(section: VPProcess | SubVPProcess | VEProcess) -> SDE:
     kinds: dict[str, type[SDE]] = {"vp": VPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
     return kinds[section.kind](**section.model_dump(exclude={"kind"}))
 
 
-def _divergence(section: c.ExactTrace | c.HutchinsonTrace | c.HutchPlusPlusTrace | None) -> Divergence | None:
+def _divergence(section: ExactTrace | HutchinsonTrace | HutchPlusPlusTrace | None) -> Divergence | None:
     if section is None:
         return None
     kinds: dict[str, type[Divergence]] = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import DensityModel, bits_per_dim
+from discrete.mass import MassModel
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
@@ -40,7 +41,7 @@ class Summary:
         data: name of the data.
         data_fingerprint: digest of the test rows.
         rows: number of test rows.
-        draws: dequantization draws a row; 1 for continuous data.
+        draws: dequantization draws a row; 1 for continuous data and for models of probability mass.
         dimensions: values a row.
         kind: exact, estimate or bound.
         log_prob_nats: mean over rows and draws.
@@ -51,8 +52,8 @@ class Summary:
         truncation_nats: mean of what lies before t_min, to first order; not added to anything.
         bits_per_dim: the mean in bits per dimension; None for continuous data.
         bits_per_dim_error: error bar of it.
-        bits_per_dim_log_mean_exp: the tighter bound from the log-mean-exp over draws; None for continuous data and
-            where probes make the terms noisy, which would push the mean of exponentials up.
+        bits_per_dim_log_mean_exp: the tighter bound from the log-mean-exp over draws; None for continuous data, where
+            the mass is exact, and where probes make the terms noisy, which would push the mean of exponentials up.
         nfe: mean calls of the vector field a solve; 0 for flows.
         round_trip_max: largest |x - f⁻¹(f(x))| of any value of any row, in units of the data, of [0, 1) for integers;
             None for models that are no flow.
@@ -149,7 +150,7 @@ def evaluate(
     dataset = folder.load_data(None if data_root is None else Path(data_root))
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
-    count = _draws(folder, draws) if dataset.bins is not None else 1
+    count = 1 if dataset.bins is None or isinstance(model, MassModel) else _draws(folder, draws)
     started = time.monotonic()
     arrays, kind = _measure(model, dataset.test.to(place), count, run=folder.name, progress_bar=progress_bar)
     trips = _round_trips(model, dataset.test.to(place), run=folder.name)
@@ -173,7 +174,7 @@ def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
         shape = saved_log_prob(run).shape
     except (UserError, TypeError):  # absent, damaged, or written by another version
         return None
-    wanted = _draws(run, draws) if summary.bits_per_dim is not None else 1
+    wanted = _draws(run, draws) if summary.kind != "exact" and summary.bits_per_dim is not None else 1
     whole = shape == (summary.draws, summary.rows) and summary.draws == wanted
     return summary if whole and summary.checkpoint_sha256_16 == file_digest(run.best) else None
 
@@ -253,14 +254,14 @@ def _summarise(
     log_prob = arrays["log_prob"]
     draws, rows = log_prob.shape
     sampling = _standard_error(log_prob.mean(0))
-    dequantization = 0.0 if dataset.bins is None else None
+    dequantization = 0.0 if dataset.bins is None or kind == "exact" else None
     if draws > 1:
         dequantization = math.sqrt(log_prob.var(0, ddof=1).sum() / draws) / rows
     trace = math.sqrt(np.square(arrays["std_error"]).sum()) / log_prob.size
     solver = float(arrays["solver_error"].mean())
     noisy_terms = bool(arrays["std_error"].any())
     log_mean_exp = None
-    if dataset.bins is not None and not noisy_terms:
+    if dataset.bins is not None and kind != "exact" and not noisy_terms:
         log_mean_exp = _bits(float((logsumexp(log_prob, 0) - math.log(draws)).mean()), dataset)
     best = load_best(run)
     return Summary(

@@ -1,5 +1,6 @@
 """Datasets: three splits of rows, held in memory, checked once."""
 
+from experiment.data.bsds300 import bsds300_patches
 from experiment.data.cifar import cifar10_lossless_4k
 from experiment.data.dataset import Dataset
 from experiment.data.digits import digits
@@ -7,4 +8,14 @@ from experiment.data.mnist import mnist
 from experiment.data.table import table
 from experiment.data.toys import TOY_ENTROPY_NATS, sample_toy, toy
 
-__all__ = ["TOY_ENTROPY_NATS", "Dataset", "cifar10_lossless_4k", "digits", "mnist", "sample_toy", "table", "toy"]
+__all__ = [
+    "TOY_ENTROPY_NATS",
+    "Dataset",
+    "bsds300_patches",
+    "cifar10_lossless_4k",
+    "digits",
+    "mnist",
+    "sample_toy",
+    "table",
+    "toy",
+]
