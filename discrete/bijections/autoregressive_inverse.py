@@ -1,7 +1,5 @@
 """The inverse of an autoregressive map: incremental at the cost of one pass, or by fixed-point iteration."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -9,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from core.modes import evaluating
 from discrete.bijections.transformers import Transformer
 
 InverseMode = Literal["incremental", "jacobi", "gauss_seidel", "sequential"]
@@ -84,7 +83,7 @@ def invert_autoregressive(
     x, log_det, iterations = solve_autoregressive(
         conditioner, transformer, z, context, mode=mode, tolerance=tolerance, block=block
     )
-    with torch.no_grad(), _without_dropout(conditioner):
+    with torch.no_grad(), evaluating(conditioner):
         image, _ = transformer.forward(x, conditioner(x, context))
     return Inversion(x, log_det, iterations, _largest(image - z))
 
@@ -106,7 +105,7 @@ def solve_autoregressive(
             f"{block} and {tolerance}."
         )
     limit = 100 * torch.finfo(z.dtype).eps if tolerance is None else tolerance
-    with _without_dropout(conditioner):
+    with evaluating(conditioner):
         with torch.no_grad():
             if mode == "incremental":
                 x, log_det = _sweep(conditioner, transformer, z, context)
@@ -179,16 +178,6 @@ def _largest(x: Tensor) -> Tensor:
     return x.abs().amax(1)
 
 
-@contextlib.contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-
-
 class _Implicit(torch.autograd.Function):
     """x(z, context, φ) with f(x; context, φ) = z: dx = J⁻¹ (dz - ∂f/∂context dcontext - ∂f/∂φ dφ), J = ∂f/∂x."""
 
@@ -214,7 +203,7 @@ class _Implicit(torch.autograd.Function):
         x, context, *parameters = ctx.saved_tensors
         conditioner, transformer = ctx.conditioner, ctx.transformer
         twice = torch.is_grad_enabled()
-        with torch.enable_grad(), _without_dropout(conditioner):
+        with torch.enable_grad(), evaluating(conditioner):
             if not twice:
                 x = x.detach().requires_grad_()
             # Views stand for context and parameters, so that gradients in them leave x as it is.

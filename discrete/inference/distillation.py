@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.density import Context, DensityModel, Nats, Rng
+from core.modes import evaluating
 from discrete.flow import Flow
 
 Gradient = Literal["total", "path"]
@@ -252,13 +253,11 @@ def _check_finite(losses: list[Tensor], *, since: int) -> None:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and parameters without gradient, for as long as the block lasts."""
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
