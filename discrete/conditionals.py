@@ -1,4 +1,4 @@
-"""Laws of one value whose parameters a network gives: what autoregressive densities are made of."""
+"""Laws of one value whose parameters a network gives, normals and their mixtures, and draws from them in turn."""
 
 import abc
 

@@ -95,6 +95,15 @@ def test_rsample(name: str) -> None:
     densities.rsample_agrees(s.model, s.context, generator=generator)
 
 
+@pytest.mark.parametrize("name", [name for name in CLOSED if DENSITIES[name].context_features])
+def test_draws_refuse_a_context_that_does_not_fit(name: str) -> None:
+    """Missing or of another width: nothing is made up."""
+    s = Setting(name)
+    for wrong in (None, torch.zeros(4, 1, dtype=torch.float64) if s.case.context_features > 1 else None):
+        with pytest.raises(ValueError, match="context"):
+            s.model.sample((4,), context=wrong, generator=rng(7))
+
+
 @pytest.mark.parametrize("name", EXACT_FLOWS)
 def test_change_of_variables(name: str) -> None:
     s = Setting(name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.nets import sweep
-from core.nets.mlp import activation_layer, join_context
+from core.nets.mlp import activation_layer, check_context, join_context
 
 FeatureOrder = Literal["natural", "reversed", "random"] | Tensor
 HiddenDegrees = Literal["sequential", "random"]
@@ -73,7 +73,7 @@ class MaskedMLP(nn.Module):
         hidden: widths of the hidden layers, or of the residual blocks, which then are equal.
         order: `natural`, `reversed`, `random`, or the indices of the features in the order in which they come.
         hidden_degrees: `sequential`, as many units of each degree, or `random`, uniform from the lowest degree of the
-            layer before.
+            layer before, which leaves out some dependences of features on one another.
         conditioner: `plain`, or `resnet` for pre-activation residual blocks.
         direct: whether outputs read the features before them linearly as well.
         context_features: width of the context, 0 for none.
@@ -88,6 +88,10 @@ class MaskedMLP(nn.Module):
         ValueError: a hidden width too small to hold every degree, blocks of different widths, a count below 1, an
             unknown name, or an order that is none.
 
+    Note:
+        The degrees live on the CPU and travel with the state dict, not with parameters and buffers: processes that
+        train one network together draw them alike, from the same seed or a `generator`.
+
     Example:
         The output of the first feature is constant, that of the second depends on the first.
 
@@ -96,6 +100,9 @@ class MaskedMLP(nn.Module):
         >>> torch.equal(*network(x))
         True
     """
+
+    sorting: Tensor  # for each mask, the order of each value's units by degree, `(masks, units)`
+    places: Tensor  # place 0..D-1 of each feature, `(masks, features)`
 
     def __init__(
         self,
@@ -131,7 +138,11 @@ class MaskedMLP(nn.Module):
             self._draw_degrees(order, hidden_degrees, lowest, generator=generator, sort=masks == 1)
             for _ in range(masks)
         ]
-        self.set_extra_state(torch.stack(draws))
+        degrees = torch.stack(draws)
+        # Beside the degrees on the CPU, which slices are made of, what the device needs: a sweep waits for no transfer.
+        self.register_buffer("sorting", torch.empty_like(degrees), persistent=False)
+        self.register_buffer("places", torch.empty_like(degrees[:, :features]), persistent=False)
+        self.set_extra_state(degrees)
 
     def forward(
         self,
@@ -176,7 +187,11 @@ class MaskedMLP(nn.Module):
             rows: number of rows.
             context: `(rows, context_features)` or None.
             mask: number of the mask.
+
+        Raises:
+            ValueError: context given or missing against `context_features`.
         """
+        check_context(context, self.context_features)
         return sweep.sweep(self, choose, rows, context, mask=mask)
 
     def solve_transposed(
@@ -209,9 +224,16 @@ class MaskedMLP(nn.Module):
 
     def set_extra_state(self, state: Int[Tensor, "masks units"]) -> None:
         """Takes the degrees and makes the masks anew."""
-        self._degrees = state.cpu()
+        if state.shape != (self.masks, sum(self.widths)):
+            raise ValueError(
+                f"the degrees of {self.masks} mask(s) over {sum(self.widths)} units are expected, but a state of shape "
+                f"{tuple(state.shape)} was given: it belongs to a network of other widths or masks."
+            )
+        self._degrees = state.cpu().clone()
+        self.places.copy_(self._degrees[:, : self.features] - 1)
         for i in range(self.masks):
             degrees = self.value_degrees(i)
+            self.sorting[i] = torch.cat([d.argsort(stable=True) for d in degrees]).to(self.sorting.device)
             for node, linear, out in zip(self.nodes, self.masked_linears(), degrees[1:], strict=True):
                 into = degrees[node.source]
                 reads = out[:, None] > into if node.is_output else out[:, None] >= into
@@ -239,7 +261,7 @@ class MaskedMLP(nn.Module):
     def _draw_degrees(
         self, order: FeatureOrder, hidden: HiddenDegrees, lowest: int, *, generator: torch.Generator | None, sort: bool
     ) -> Tensor:
-        D = self.features
+        D, residual = self.features, any(node.skip and not node.is_output for node in self.nodes)
         places = torch.empty(D, dtype=torch.long)
         places[_indices(order, D, generator)] = torch.arange(1, D + 1)
         degrees = [torch.cat([places, places.new_zeros(self.context_features)])]
@@ -251,7 +273,8 @@ class MaskedMLP(nn.Module):
                 drawn = degrees[node.skip]
             elif hidden == "random":
                 drawn = torch.randint(low, max(D, low + 1), (node.width,), generator=generator)
-                low = int(drawn.min())
+                # What a block holds inside never reaches the layers behind it without its stream.
+                low = int(drawn.min()) if not residual or node.source == 0 else low
             elif hidden == "sequential":
                 drawn = lowest + torch.arange(node.width) % (D - lowest)
             else:
@@ -278,7 +301,7 @@ def _wire(hidden: Sequence[int], outputs: int, *, residual: bool, direct: bool) 
 
 def _indices(order: FeatureOrder, features: int, generator: torch.Generator | None) -> Tensor:
     if isinstance(order, Tensor):
-        if not torch.equal(order.cpu().long().sort().values, torch.arange(features)):
+        if order.is_floating_point() or not torch.equal(order.cpu().long().sort().values, torch.arange(features)):
             raise ValueError(f"order must hold each of 0..{features - 1} once, but is {order.tolist()}.")
         return order.cpu().long()
     if order == "random":

@@ -37,11 +37,10 @@ class Plan:
     def __init__(self, network: "MaskedMLP", mask: int) -> None:
         D = network.features
         degrees = network.value_degrees(mask)
-        self.orders = [None if _is_sorted(d) else d.argsort(stable=True) for d in degrees]
+        sorting = network.sorting[mask].split(network.widths)
+        self.orders = [None if _is_sorted(d) else order for d, order in zip(degrees, sorting, strict=True)]
         self.upto = [[0, *torch.bincount(d, minlength=D + 1).cumsum(0).tolist()] for d in degrees]
-        places = degrees[0][:D].argsort()
-        self.features: list[int] = places.tolist()
-        self.places = degrees[0][:D] - 1
+        self.features: list[int] = degrees[0][:D].argsort().tolist()
         self.layers = [
             Layer(node, self._sorted(linear.weight, i, node.source), self.sorted_rows(linear.bias[:, None], i))
             for i, (node, linear) in enumerate(zip(network.nodes, network.masked_linears(), strict=True), 1)
@@ -50,12 +49,12 @@ class Plan:
     def sorted_rows(self, values: Tensor, i: int) -> Tensor:
         """`values` of the units of value i, `(units, ...)`, in the order of their degrees."""
         order = self.orders[i]
-        return values if order is None else values.index_select(0, order.to(values.device))
+        return values if order is None else values.index_select(0, order)
 
     def _sorted(self, weight: Tensor, i: int, source: int) -> Tensor:
         order = self.orders[source]
         weight = self.sorted_rows(weight, i)
-        return weight if order is None else weight.index_select(1, order.to(weight.device))
+        return weight if order is None else weight.index_select(1, order)
 
     def units(self, value: int, m: int) -> slice:
         """The units of degree m."""
@@ -111,7 +110,7 @@ def sweep(
                 _activate(network.activation, y, out=active[i][units])
         theta = raw[-1][plan.units(-1, m + 1)]
         raw[0][C + m] = choose(slice(feature, feature + 1), theta.T.unsqueeze(1))[:, 0]
-    return raw[0][C:].index_select(0, plan.places.to(raw[0].device)).T.contiguous()
+    return raw[0][C:].index_select(0, network.places[mask]).T.contiguous()
 
 
 @torch.no_grad()

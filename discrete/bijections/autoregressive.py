@@ -9,7 +9,7 @@ from core.density import Rng
 from core.nets.masked import FeatureOrder, HiddenDegrees, MaskedMLP
 from core.shapes import sum_event
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
-from discrete.bijections.autoregressive_inverse import InverseMode, solve_autoregressive
+from discrete.bijections.autoregressive_inverse import InverseMode, check_inverse, solve_autoregressive
 from discrete.bijections.mixture import MixtureTransformer
 from discrete.bijections.spline import SplineTransformer
 from discrete.bijections.transformers import AffineTransformer, ScaleName, Transformer
@@ -33,7 +33,7 @@ class MaskedAutoregressive(Bijection):
     Args:
         event_shape: shape of one event; events of several dimensions are read in raster order.
         transformer: `affine`, z = x exp(s) + t; `spline`, monotone rational-quadratic; `mixture`, the map of a mixture
-            of normals to a normal; or a `Transformer` of one's own.
+            of normals to a normal; or a `Transformer` of one's own, without parameters.
         hidden: widths of the hidden layers, or of the residual blocks.
         order: order of the features: `natural`, `reversed`, `random`, or their indices as a tensor.
         hidden_degrees: `sequential` or `random`.
@@ -48,6 +48,7 @@ class MaskedAutoregressive(Bijection):
         bound: half-width of its box.
         components: components of a mixture.
         inverse_mode: how the inverse is found, see `invert_autoregressive`.
+        tolerance: residual at which a row of an iteration rests, likewise.
         generator: draws random orders and degrees.
 
     Raises:
@@ -80,6 +81,7 @@ class MaskedAutoregressive(Bijection):
         bound: float = 3.0,
         components: int = 8,
         inverse_mode: InverseMode = "incremental",
+        tolerance: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(event_shape)
@@ -90,7 +92,9 @@ class MaskedAutoregressive(Bijection):
             if isinstance(transformer, str)
             else transformer
         )
+        check_inverse(inverse_mode, tolerance=tolerance)
         self.inverse_mode: InverseMode = inverse_mode
+        self.tolerance = tolerance
         self.conditioner = MaskedMLP(
             self.event_shape.numel(),
             self.transformer.parameters_per_feature,
@@ -117,7 +121,12 @@ class MaskedAutoregressive(Bijection):
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x and log|det dx/dz|; differentiable without a graph of its steps."""
         x, log_det, _ = solve_autoregressive(
-            self.conditioner, self.transformer, z.flatten(1), context, mode=self.inverse_mode
+            self.conditioner,
+            self.transformer,
+            z.flatten(1),
+            context,
+            mode=self.inverse_mode,
+            tolerance=self.tolerance,
         )
         return x.unflatten(1, self.event_shape), log_det
 

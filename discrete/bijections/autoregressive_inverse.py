@@ -20,7 +20,7 @@ class Inversion(NamedTuple):
     Attributes:
         x: f⁻¹(z), `(rows, n)`.
         log_det: log|det dx/dz|, `(rows,)`, nats.
-        iterations: network passes that each row took, `(rows,)`; 1 for the incremental inverse.
+        iterations: updates that each row took, a network pass each, `(rows,)`; 1 for the incremental inverse.
         residual: max |f(x) - z| of each row, `(rows,)`.
     """
 
@@ -53,7 +53,7 @@ def invert_autoregressive(
 
     References:
         Song, Meng, Liao, Ermon, "Accelerating feedforward computation via parallel nonlinear equation solving", 2021,
-        algorithms 1-3.
+        section 3.
 
     Checked by tests/discrete/test_autoregressive_inverse.py.
 
@@ -64,14 +64,17 @@ def invert_autoregressive(
         z: `(rows, n)`.
         context: `(rows, context_features)` or None.
         mode: `incremental`, `jacobi`, `gauss_seidel` or `sequential`.
-        tolerance: residual at which a row rests; 100 roundings of the dtype where omitted.
+        tolerance: residual at which a row rests; where omitted 100 roundings of its largest value, or of 1.
         block: degrees in a block of `gauss_seidel`.
 
     Returns:
-        x, the log-determinant in nats, and each row's passes and residual.
+        x, the log-determinant in nats, and each row's updates and residual.
 
     Raises:
-        ValueError: an unknown mode, a negative tolerance, or a block below 1.
+        ValueError: an unknown mode, a negative tolerance, a block below 1, or z of another dtype than the network.
+
+    Note:
+        Transforms of `torch.func` do not reach into the inverse, and autocast does not into the incremental one.
 
     Example:
         >>> from discrete import MaskedAutoregressive
@@ -99,12 +102,7 @@ def solve_autoregressive(
     block: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, log-determinant and passes of `invert_autoregressive`, without the pass that its residual takes."""
-    if mode not in MODES or block < 1 or (tolerance is not None and tolerance < 0):
-        raise ValueError(
-            f"mode must be one of {', '.join(MODES)}, block 1 or more and tolerance 0 or more, but they are {mode!r}, "
-            f"{block} and {tolerance}."
-        )
-    limit = 100 * torch.finfo(z.dtype).eps if tolerance is None else tolerance
+    check_inverse(mode, tolerance=tolerance, block=block)
     with evaluating(conditioner):
         with torch.no_grad():
             if mode == "incremental":
@@ -112,7 +110,7 @@ def solve_autoregressive(
                 iterations = z.new_ones(len(z), dtype=torch.long)
             else:
                 size = {"jacobi": z.shape[1], "sequential": 1, "gauss_seidel": block}[mode]
-                x, iterations = _iterate(conditioner, transformer, z, context, tolerance=limit, block=size)
+                x, iterations = _iterate(conditioner, transformer, z, context, tolerance=tolerance, block=size)
                 log_det = _log_det(conditioner, transformer, x, context)
         parameters = [p for p in conditioner.parameters() if p.requires_grad]
         known = [z, *parameters] if context is None else [z, context, *parameters]
@@ -122,6 +120,15 @@ def solve_autoregressive(
     return x, log_det, iterations
 
 
+def check_inverse(mode: str, *, tolerance: float | None, block: int = 1) -> None:
+    """Refuses an unknown mode, a negative tolerance and a block below 1."""
+    if mode not in MODES or block < 1 or (tolerance is not None and tolerance < 0):
+        raise ValueError(
+            f"mode must be one of {', '.join(MODES)}, block 1 or more and tolerance 0 or more, but they are {mode!r}, "
+            f"{block} and {tolerance}."
+        )
+
+
 def _sweep(
     conditioner: nn.Module, transformer: Transformer, z: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -129,6 +136,8 @@ def _sweep(
     z = z.T.contiguous().T  # features apart in memory
 
     def choose(features: slice, theta: Tensor) -> Tensor:
+        if theta.dtype != z.dtype:
+            raise ValueError(f"z is {z.dtype}, but the network that gives its parameters is {theta.dtype}.")
         x, log_derivative = transformer.inverse(z[:, features], theta)
         log_derivatives.append(log_derivative)
         return x
@@ -143,12 +152,13 @@ def _iterate(
     z: Tensor,
     context: Tensor | None,
     *,
-    tolerance: float,
+    tolerance: float | None,
     block: int,
 ) -> tuple[Tensor, Tensor]:
     """Fixed-point iteration on blocks of degrees; a block of size b is exact after b passes."""
     degrees = cast(Tensor, conditioner.degrees).to(z.device)
     T = int(cast(Tensor, conditioner.degrees).max())
+    limit = _rounding(z) if tolerance is None else tolerance
     x = torch.zeros_like(z)
     iterations = z.new_zeros(len(z), dtype=torch.long)
     for low in range(1, T + 1, block):
@@ -158,12 +168,13 @@ def _iterate(
             theta = conditioner(x, context)
             if i > 0:
                 image, _ = transformer.forward(x, theta)
-                rests = rests | (_largest((image - z) * inside) <= tolerance)
+                rests = rests | (_largest((image - z) * inside) <= limit)
                 if not z.is_meta and bool(rests.all()):
                     break
             update, _ = transformer.inverse(z, theta)
-            # A start too far off may overflow in degrees yet to come, and 0 · ∞ would then reach exact ones.
-            x = torch.where(inside & ~rests[:, None], update.where(update.isfinite(), 0), x)
+            # Degrees before low + i are exact. Those behind may overflow on their way, and 0 · ∞ would then reach all.
+            update = torch.where((degrees > low + i) & ~update.isfinite(), 0, update)
+            x = torch.where(inside & (degrees >= low + i) & ~rests[:, None], update, x)
             iterations = iterations + ~rests
     return x, iterations
 
@@ -171,6 +182,11 @@ def _iterate(
 def _log_det(conditioner: nn.Module, transformer: Transformer, x: Tensor, context: Tensor | None) -> Tensor:
     _, log_derivative = transformer.forward(x, conditioner(x, context))
     return -log_derivative.sum(1)
+
+
+def _rounding(z: Tensor) -> Tensor:
+    """100 roundings of the largest finite value of a row, or of 1."""
+    return 100 * torch.finfo(z.dtype).eps * _largest(z.where(z.isfinite(), 0)).clamp(min=1)
 
 
 def _largest(x: Tensor) -> Tensor:

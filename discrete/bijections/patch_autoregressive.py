@@ -1,6 +1,7 @@
 """The layer of a transformer flow: an affine map of each patch whose parameters see the patches before it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.autoregressive_inverse import (
     InverseMode,
     Inversion,
+    check_inverse,
     invert_autoregressive,
     solve_autoregressive,
 )
@@ -69,7 +71,7 @@ class PatchConditioner(nn.Module):
     def forward(self, x: Float[Tensor, "rows n"], context: Context = None) -> Float[Tensor, "rows n k"]:
         """θ `(rows, n, k)` of all tokens in one pass."""
         # Fused attention has no second derivative, which a score or a Jacobian that is trained on needs.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext():
             y = self.network(rearrange(x, "rows (tokens values) -> rows tokens values", values=self.values), context)
         return rearrange(y, "rows tokens (values k) -> rows (tokens values) k", k=self.parameters_per_value)
 
@@ -100,7 +102,7 @@ class PatchAutoregressive(Bijection):
     iteration over all of them, x ← τ⁻¹(z; θ(x)), see `invert`.
 
     References:
-        Zhai et al., "Normalizing flows are capable generative models" (TarFlow), 2024, section 3.2.
+        Zhai et al., "Normalizing flows are capable generative models" (TarFlow), 2024, section 2.
 
     Checked by tests/contracts/bijections.py and tests/discrete/test_transformer_flow.py.
 
@@ -114,7 +116,7 @@ class PatchAutoregressive(Bijection):
         context_features: width of the context, 0 for none.
         log_scale_bound: B > 0.
         inverse_mode: how the inverse is found, see `invert_autoregressive`.
-        tolerance: residual at which a row of an iteration rests; 100 roundings of the dtype where omitted.
+        tolerance: residual at which a row of an iteration rests, likewise.
 
     Raises:
         ValueError: an event that is neither vector nor image, a patch that does not divide it, an unknown order, or
@@ -160,6 +162,7 @@ class PatchAutoregressive(Bijection):
             heads=heads,
             context_features=context_features,
         )
+        check_inverse(inverse_mode, tolerance=tolerance)
         self.inverse_mode: InverseMode = inverse_mode
         self.tolerance = tolerance
         T = places.shape[0]
@@ -198,7 +201,7 @@ class PatchAutoregressive(Bijection):
             z: `(rows, *event)`.
             context: `(rows, context_features)`, or None.
             mode: `incremental`, `jacobi`, `gauss_seidel` or `sequential`.
-            tolerance: residual max |f(x) - z| at which a row rests; 100 roundings of the dtype where omitted.
+            tolerance: residual max |f(x) - z| at which a row rests.
             block: tokens in a block of `gauss_seidel`.
         """
         inversion = invert_autoregressive(

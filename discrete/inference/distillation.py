@@ -35,7 +35,8 @@ class DensityDistillation(nn.Module):
             parameters, `state_dict`, `train` and `to` of the objective are those of the student.
         gradient: `total` differentiates the estimate as it stands. `path` leaves out the student's score
             ∂ log q(x)/∂θ at fixed x, whose mean is zero, so that the gradient has the same mean and vanishes draw by
-            draw where q = p; it evaluates the student's `log_prob` at each draw, in as many passes as that takes.
+            draw where q = p; it evaluates the student's `log_prob` at each draw, in as many passes as that takes, and
+            has the student in evaluation mode.
 
     Raises:
         ValueError: event shapes that differ, a student slower to sample than to evaluate, or an unknown gradient.
@@ -83,11 +84,14 @@ class DensityDistillation(nn.Module):
 
     def log_ratio(self, samples: int, context: Context = None, *, generator: Rng = None) -> Nats:
         """log q(x) - log p(x) at each draw, `(samples, *b)`, nats."""
-        batch_shape = () if context is None else context.shape[:-1]
-        x, log_q = self.student.rsample_and_log_prob((samples, *batch_shape), context=context, generator=generator)
+        shape = (samples,) if context is None else (samples, *context.shape[:-1])
         if self.gradient == "path":
+            with evaluating(self.student):
+                x, _ = self.student.rsample_and_log_prob(shape, context=context, generator=generator)
             with _frozen(self.student):
                 log_q = self.student.log_prob(x, context, generator=generator)
+        else:
+            x, log_q = self.student.rsample_and_log_prob(shape, context=context, generator=generator)
         with _frozen(self.teacher):
             return log_q - self.teacher.log_prob(x, context, generator=generator)
 
@@ -206,7 +210,8 @@ def kl_divergence(
     """
     if samples < 2:
         raise ValueError(f"kl_divergence needs 2 samples or more for its standard error, but has {samples}.")
-    log_ratio = DensityDistillation(student, teacher).log_ratio(samples, context, generator=generator)
+    with evaluating(student):
+        log_ratio = DensityDistillation(student, teacher).log_ratio(samples, context, generator=generator)
     std, mean = torch.std_mean(log_ratio, 0)
     return KLDivergence(mean, std / samples**0.5)
 

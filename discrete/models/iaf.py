@@ -31,9 +31,10 @@ def IAF(
     components: int = 8,
     normalization: Normalization = "none",
     inverse_mode: InverseMode = "incremental",
+    tolerance: float | None = None,
     base: DensityModel | None = None,
 ) -> Flow:
-    """Inverse autoregressive flow: x = f_1(f_2(... z)) by masked autoregressive layers f that run from noise to data.
+    """Inverse autoregressive flow: x = f_n(... f_1(z)) by masked autoregressive layers f that run from noise to data.
 
     Draws and their own density (`rsample_and_log_prob`) in one pass a layer; the density of other points needs D steps
     a layer, which the incremental inverse does at the multiply-adds of one pass. The bijection is the `Inverse` of that
@@ -63,6 +64,7 @@ def IAF(
         components: components of a mixture.
         normalization: what each layer follows on its way from noise to data: `none`, `actnorm` or `batch`.
         inverse_mode: how each layer is inverted, see `invert_autoregressive`.
+        tolerance: residual at which a row of an iteration rests, likewise.
         base: density of the latent; a standard normal where omitted.
 
     Returns:
@@ -71,6 +73,10 @@ def IAF(
     Raises:
         ValueError: no layer, an unknown name, a hidden width too small for the number of features, or a base over
             another shape.
+
+    Note:
+        `actnorm` and `batch` take their statistics from draws, the direction in which the layers run. To fit an IAF to
+        data by likelihood, which runs the other way, leave `none`: the first draw in training would move it.
 
     Example:
         >>> flow = IAF(6, layers=2)
@@ -96,6 +102,7 @@ def IAF(
             bound=bound,
             components=components,
             inverse_mode=inverse_mode,
+            tolerance=tolerance,
         )
     )
     return Flow(bijection, StandardNormal(bijection.latent_shape) if base is None else base)

@@ -32,6 +32,7 @@ def MAF(
     components: int = 8,
     normalization: Normalization = "actnorm",
     inverse_mode: InverseMode = "incremental",
+    tolerance: float | None = None,
     base: DensityModel | None = None,
 ) -> Flow:
     """Masked autoregressive flow: `MaskedAutoregressive` layers of orders in turn, each behind a normalization.
@@ -63,6 +64,7 @@ def MAF(
         components: components of a mixture.
         normalization: what each layer follows: `actnorm`, `batch` as in the paper, or `none`.
         inverse_mode: how each layer is inverted, see `invert_autoregressive`.
+        tolerance: residual at which a row of an iteration rests, likewise.
         base: density of the latent; a standard normal where omitted.
 
     Returns:
@@ -94,6 +96,7 @@ def MAF(
         bound=bound,
         components=components,
         inverse_mode=inverse_mode,
+        tolerance=tolerance,
     )
     return Flow(bijection, StandardNormal(bijection.latent_shape) if base is None else base)
 

@@ -30,7 +30,7 @@ def TransformerFlow(
     the blocks but the reversal of the order.
 
     References:
-        Zhai et al., "Normalizing flows are capable generative models", 2024, sections 3.1-3.2.
+        Zhai et al., "Normalizing flows are capable generative models", 2024, section 2.
 
     Checked by tests/contracts/densities.py and tests/discrete/test_transformer_flow.py.
 
@@ -45,7 +45,7 @@ def TransformerFlow(
         context_features: width of the context, 0 for none.
         log_scale_bound: soft bound on every log-scale.
         inverse_mode: how blocks are inverted, see `invert_autoregressive`.
-        tolerance: residual at which a row of an iteration rests; 100 roundings of the dtype where omitted.
+        tolerance: residual at which a row of an iteration rests, likewise.
         base: density of the latent; a standard normal where omitted.
 
     Returns:

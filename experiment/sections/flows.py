@@ -103,7 +103,6 @@ class AutoregressiveFlowModel(Section):
     bins: int = Field(8, strict=True, ge=2)
     bound: Positive = 3.0
     components: Count = 8
-    normalization: Literal["actnorm", "batch", "none"] = "actnorm"
 
 
 class MixtureBase(Section):
@@ -118,6 +117,7 @@ class MAFModel(AutoregressiveFlowModel):
     """See `discrete.MAF`."""
 
     kind: Literal["maf"]
+    normalization: Literal["actnorm", "batch", "none"] = "actnorm"
     base: MixtureBase | None = None
 
 
@@ -125,6 +125,7 @@ class IAFModel(AutoregressiveFlowModel):
     """See `discrete.IAF`."""
 
     kind: Literal["iaf"]
+    normalization: Literal["actnorm", "batch", "none"] = "none"
     scale: Literal["tanh", "sigmoid", "gated"] = "tanh"
 
 

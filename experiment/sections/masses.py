@@ -6,46 +6,49 @@ from pydantic import StrictBool
 
 from experiment.sections.base import Activation, Count, Network, Section, Widths
 
-
-class MassSection(Section):
-    """What all of them share."""
-
-    likelihood: Literal["categorical", "mixture"] = "categorical"
-    components: Count = 10
+Likelihood = Literal["categorical", "mixture"]
 
 
-class AutoregressiveMLPModel(MassSection):
+class AutoregressiveMLPModel(Section):
     """See `discrete.AutoregressiveMLP`."""
 
     kind: Literal["autoregressive_mlp"]
+    likelihood: Likelihood = "categorical"
+    components: Count = 10
     hidden: Widths = (128, 128)
     conditioner: Network = "plain"
     direct: StrictBool = False
     activation: Activation = "relu"
 
 
-class PixelCNNModel(MassSection):
+class PixelCNNModel(Section):
     """See `discrete.PixelCNN`."""
 
     kind: Literal["pixel_cnn"]
+    likelihood: Likelihood = "mixture"
+    components: Count = 10
     layers: Count = 8
-    hidden: tuple[Count, Count] = (64, 128)
+    hidden: Widths = (64, 128)
     kernel: Count = 5
 
 
-class WaveNetModel(MassSection):
+class WaveNetModel(Section):
     """See `discrete.WaveNet`."""
 
     kind: Literal["wave_net"]
+    likelihood: Likelihood = "mixture"
+    components: Count = 10
     layers: Count = 8
     cycles: Count = 2
-    hidden: tuple[Count, Count, Count] = (64, 128, 128)
+    hidden: Widths = (64, 128, 128)
 
 
-class AutoregressiveTransformerModel(MassSection):
+class AutoregressiveTransformerModel(Section):
     """See `discrete.AutoregressiveTransformer`."""
 
     kind: Literal["autoregressive_transformer"]
+    likelihood: Likelihood = "categorical"
+    components: Count = 10
     layers: Count = 4
     hidden: Count = 128
     heads: Count = 4

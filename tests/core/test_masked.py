@@ -8,6 +8,7 @@ import torch
 from contracts.made import jacobian, reads_in_order
 from helpers import normal, perturb, rng, seeded
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.nets import masked, sweep
@@ -310,3 +311,45 @@ def test_one_feature() -> None:
     c = context(network, 3)
     assert torch.equal(network(x, c), network(x + 1, c))
     assert network(x, c).unique(dim=0).shape == (3, 1, K)
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    state = MaskedMLP(5, hidden=(9,)).state_dict()
+    with pytest.raises(ValueError, match=r"1 mask\(s\) over 15 units are expected"):
+        MaskedMLP(5, hidden=(5,)).set_extra_state(state["_extra_state"])
+
+
+def test_random_degrees_of_blocks_start_at_the_lowest_of_their_stream() -> None:
+    """Not at the lowest of what the block before held inside."""
+    network = seeded(
+        lambda: MaskedMLP(40, hidden=(40,) * 6, conditioner="resnet", hidden_degrees="random", generator=rng(3))
+    )
+    degrees = network.value_degrees(0)
+    hidden = [(node, d) for node, d in zip(network.nodes, degrees[1:], strict=True) if not node.is_output]
+    streams = [d for node, d in hidden if node.source == 0 or node.skip is not None]
+    inside = [d for node, d in hidden if node.source and node.skip is None]
+    assert all(torch.equal(stream, streams[0]) for stream in streams)
+    assert min(int(d.min()) for d in inside) == int(streams[0].min())
+
+
+class NoTransfer(TorchDispatchMode):
+    """Refuses copies from one device to another and what the host would wait for."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        tensors = [t for t in (*arguments, result) if isinstance(t, Tensor) and t.ndim]
+        if any(t.is_meta for t in tensors):
+            assert all(t.is_meta for t in tensors), f"{function} moves values between devices"
+            assert "_local_scalar_dense" not in str(function), "the host waits for a value"
+        return result
+
+
+@pytest.mark.parametrize("context_features", [0, 2])
+def test_a_sweep_moves_nothing_between_devices(context_features: int) -> None:
+    """So that a CUDA graph can capture it."""
+    network = MaskedMLP(5, 2, hidden=(9,), order="random", direct=True, context_features=context_features).to("meta")
+    context = torch.empty(3, context_features, device="meta") if context_features else None
+    x = torch.empty(3, 5, device="meta")
+    with NoTransfer():
+        network.sweep(lambda feature, theta: theta[..., 0], 3, context)
+        network.solve_transposed(x, context, x, torch.empty(3, 5, 2, device="meta"), x)

@@ -129,5 +129,7 @@ def test_what_does_not_fit_is_named() -> None:
         NSF(4, structure="autoregressive", conditioner=lambda i, o: torch.nn.Linear(i, o))
     with pytest.raises(ValueError, match=r"each of 0\.\.2 once, but is \[0, 1, 1\]"):
         MaskedAutoregressive(3, order=torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"each of 0\.\.2 once"):
+        MaskedAutoregressive(3, order=torch.tensor([0.4, 2.2, 1.9]))
     with pytest.raises(ValueError, match=r"equal widths.*\(8, 9\)"):
         MaskedAutoregressive(3, conditioner="resnet", hidden=(8, 9))

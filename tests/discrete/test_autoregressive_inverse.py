@@ -188,9 +188,59 @@ def test_another_conditioner(mode: str) -> None:
     assert (invert_autoregressive(network, layer.transformer, z, mode=mode).iterations <= 3).all()
 
 
+@MODES
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float, mode: str) -> None:
+    """It is neither set to zero nor carried to the features before it or to other rows."""
+    layer = made("plain")
+    z = normal(3, (5,), rng(15))
+    expected, _ = layer.inverse(z)
+    z[1, 2] = bad
+    x = invert_autoregressive(layer.conditioner, layer.transformer, z, mode=mode).x
+    torch.testing.assert_close(x[[0, 2]], expected[[0, 2]])
+    torch.testing.assert_close(x[1, :2], expected[1, :2])
+    assert not x[1, 2].isfinite()
+
+
+def test_the_default_tolerance_follows_the_size_of_a_row() -> None:
+    """Rounding of values of a thousand is a thousand times that of values of one; features of no dependence rest."""
+    layer = chain(8, 1e-9).float()
+    z = 1000 * torch.randn(4, 8, generator=rng(16))
+    assert (invert_autoregressive(layer.conditioner, layer.transformer, z, mode="jacobi").iterations <= 2).all()
+
+
+def test_a_smaller_block_updates_fewer_features_in_vain() -> None:
+    layer = chain(16, 0.5)
+    z = normal(4, (16,), rng(17))
+
+    def updates(block: int) -> int:
+        arguments = (layer.conditioner, layer.transformer, z)
+        found = invert_autoregressive(*arguments, mode="gauss_seidel", block=block, tolerance=1e-3)
+        return int(found.iterations.sum())
+
+    assert updates(1) == 4 * 16
+    assert updates(4) != updates(16) < updates(1)
+
+
+@pytest.mark.parametrize("mode", ["jacobi", "gauss_seidel"])
+def test_a_layer_passes_its_tolerance_on(mode: str) -> None:
+    z = normal(4, (16,), rng(18))
+
+    def error(tolerance: float | None) -> float:
+        layer = MaskedAutoregressive(16, hidden=(32,), inverse_mode=mode, tolerance=tolerance)
+        x, _ = perturb(seeded(lambda: layer), rng(19), std=0.05).inverse(z)
+        return (layer(x)[0] - z).abs().max().item()
+
+    assert error(None) < 1e-12 < error(1e-2) <= 1e-2
+
+
 def test_what_cannot_be_is_named() -> None:
     layer = made("plain")
     z = normal(2, (5,), rng(14))
     for wrong in ({"block": 0}, {"tolerance": -1.0}):
         with pytest.raises(ValueError, match="block 1 or more and tolerance 0 or more"):
             invert_autoregressive(layer.conditioner, layer.transformer, z, **wrong)
+    with pytest.raises(ValueError, match="tolerance 0 or more"):
+        MaskedAutoregressive(3, tolerance=-1.0)
+    with pytest.raises(ValueError, match=r"z is torch\.float32, but .* torch\.float64"):
+        layer.inverse(z.float())

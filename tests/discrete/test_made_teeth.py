@@ -127,7 +127,7 @@ def recast(kind: type[MADE]) -> Fault:
 
 def relaw(law: Any) -> Fault:
     def fault(model: MADE) -> None:
-        model.likelihood = law
+        model.conditional = law
 
     return fault
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from discrete import MADE
 from discrete.mass import MassModel
 from experiment import evaluate, load_run, train
+from experiment.build import build
 from experiment.config import parse_config
 from experiment.errors import UserError
 from experiment.sampling import draw_samples
@@ -63,3 +65,13 @@ def test_a_mass_of_dequantized_values_is_refused(tmp_path: Any) -> None:
         train(config("wave_net", {}, preprocessing={"kind": "logit"}), tmp_path / "run")
     with pytest.raises(UserError, match="but has continuous data"):
         train(config("wave_net", {}, data={"kind": "toy", "name": "moons"}), tmp_path / "run")
+
+
+def test_the_base_of_a_maf_is_the_mixture_that_is_asked_for() -> None:
+    base = {"components": 3, "hidden": [70], "activation": "silu"}
+    model = build(config("maf", {"hidden": [64], "base": base}), (64,), bins=17).model
+    made = model.base.base
+    assert isinstance(made, MADE)
+    assert made.conditional.parameters_per_value == 9
+    assert made.network.widths[1] == 70
+    assert isinstance(made.network.activation, torch.nn.SiLU)
