@@ -3,18 +3,42 @@
 import importlib.util
 import sys
 
-from benchmarks import closed_form, digits, glow_memory, glow_speed, mnist_glow, tables, toys
+from benchmarks import (
+    autoregressive_growth,
+    autoregressive_speed,
+    bsds300,
+    closed_form,
+    digits,
+    distillation,
+    glow_memory,
+    glow_speed,
+    inverse_modes,
+    mnist_autoregressive,
+    mnist_glow,
+    tables,
+    toys,
+)
 from benchmarks.record import record
 
 RESULTS = {
     "closed_form": closed_form.measure,
     "toys": toys.measure,
     "digits": digits.measure,
+    "distillation": distillation.measure,
     "glow_memory": glow_memory.measure,
     "glow_speed": glow_speed.measure,
     "mnist_glow": mnist_glow.measure,
+    "mnist_autoregressive": mnist_autoregressive.measure,
+    "bsds300": bsds300.measure,
+    "autoregressive_speed": autoregressive_speed.measure,
+    "autoregressive_growth": autoregressive_growth.measure,
+    "inverse_modes": inverse_modes.measure,
 }
-PEERS = {"glow_speed": "normflows"}  # what a result is measured beside, from the extra `bench`
+PEERS = {  # what a result is measured beside, from the extra `bench`
+    "glow_speed": ("normflows",),
+    "autoregressive_speed": ("zuko", "nflows", "pyro"),
+    "autoregressive_growth": ("zuko", "nflows"),
+}
 
 
 def main(names: list[str]) -> None:
@@ -24,8 +48,9 @@ def main(names: list[str]) -> None:
         sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(RESULTS)}")
     for name in names or RESULTS:
         print(f"== {name}", flush=True)
-        if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
-            print(f"left out: it needs {PEERS[name]}, pip install -c constraints.txt -e '.[bench]'")
+        missing = [peer for peer in PEERS.get(name, ()) if importlib.util.find_spec(peer) is None]
+        if missing:
+            print(f"left out: it needs {', '.join(missing)}, pip install -c constraints.txt -e '.[bench]'")
             continue
         record(name, RESULTS[name])
     tables.main(["--write"])

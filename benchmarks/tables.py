@@ -53,7 +53,37 @@ TABLES: dict[str, list[Column]] = {
         ("task", lambda r: r["task"]),
         ("ours (ms)", lambda r: f"{r['ours_ms']:.1f}"),
         ("normflows (ms)", lambda r: f"{r['theirs_ms']:.1f}"),
-        ("ratio", lambda r: "{:.2f} ({:.2f} to {:.2f})".format(r["ratio"], *r["ratio_quartiles"])),
+        ("ratio", lambda r: _ratio(r, "ratio")),
+    ],
+    "autoregressive_speed": [
+        ("flow", lambda r: r["flow"]),
+        ("task", lambda r: r["task"]),
+        ("bare networks (ms)", lambda r: f"{r['bare_ms']:.1f}"),
+        ("ours (ms)", lambda r: f"{r['ours_ms']:.1f}"),
+        ("zuko (ms)", lambda r: _milliseconds(r, "zuko")),
+        ("nflows (ms)", lambda r: _milliseconds(r, "nflows")),
+        ("Pyro (ms)", lambda r: _milliseconds(r, "Pyro")),
+        ("ours / bare", lambda r: _ratio(r, "over_bare")),
+        ("fastest peer / ours", lambda r: _ratio(r, "faster_than_peer")),
+        ("target", lambda r: _target(r["target"])),
+        ("met", lambda r: "yes" if r["met"] else "no"),
+    ],
+    "autoregressive_growth": [
+        ("D", lambda r: str(r["features"])),
+        ("hidden", lambda r: "{} × {}".format(len(r["hidden"]), r["hidden"][0])),
+        ("ours (ms)", lambda r: f"{r['ours_ms']:.1f}"),
+        ("zuko (ms)", lambda r: _milliseconds(r, "zuko")),
+        ("nflows (ms)", lambda r: _milliseconds(r, "nflows")),
+        ("faster peer / ours", lambda r: _ratio(r, "faster_than_peer")),
+    ],
+    "inverse_modes": [
+        ("layer", lambda r: r["layer"]),
+        ("mode", lambda r: f"`{r['mode']}`"),
+        ("time (ms)", lambda r: f"{r['ms']:.1f}"),
+        ("passes, mean", lambda r: f"{r['mean_passes']:.1f}"),
+        ("passes, most", lambda r: str(r["max_passes"])),
+        ("largest residual", lambda r: f"{r['max_residual']:.0e}"),
+        ("largest error", lambda r: f"{r['max_error']:.0e}"),
     ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),
@@ -65,6 +95,41 @@ TABLES: dict[str, list[Column]] = {
         ("steps", lambda r: f"{r['train_step']:,}"),
         ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
         ("evaluation (s)", lambda r: f"{r['seconds']:.0f}"),
+    ],
+    "bsds300": [
+        ("model", lambda r: f"{r['model']}({r['layers']}), {len(r['hidden'])} × {r['hidden'][0]}"),
+        ("kind", lambda r: r["kind"]),
+        ("test log p (nats)", lambda r: f"{r['log_prob_nats']:.2f} ± {r['sampling_error_nats']:.2f}"),
+        ("round trip, float32", lambda r: f"{r['round_trip_max']:.1e}"),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("steps", lambda r: f"{r['train_step']:,}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+        ("evaluation (s)", lambda r: f"{r['seconds']:.0f}"),
+    ],
+    "mnist_autoregressive": [
+        ("config", lambda r: f"`mnist/{r['model']}`"),
+        ("logit space (nats)", lambda r: f"{r['logit_space_nats']:.1f} ± {r['logit_space_error_nats']:.1f}"),
+        ("MAF paper (nats)", lambda r: f"{r['published_nats']:.1f}"),
+        ("kind", lambda r: r["kind"]),
+        ("bits/dim", lambda r: f"{r['bits_per_dim']:.3f} ± {r['bits_per_dim_error']:.3f}"),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("steps of 100 images", lambda r: f"{r['train_step']:,}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+    ],
+    "distillation": [
+        ("teacher's data", lambda r: f"{r['data']}, D = {r['dimensions']}"),
+        ("KL(student ‖ teacher) (nats)", lambda r: f"{r['kl_nats']:.4f} ± {r['kl_error_nats']:.4f}"),
+        ("teacher, test log p (nats)", lambda r: f"{r['teacher_log_prob_nats']:.3f} ± {r['teacher_error_nats']:.3f}"),
+        ("student, test log q (nats)", lambda r: f"{r['student_log_prob_nats']:.3f} ± {r['student_error_nats']:.3f}"),
+        ("student (bits/dim)", lambda r: f"{r['student_bits_per_dim']:.3f}"),
+        ("log p/q at draws of the teacher: median (nats)", lambda r: f"{r['missed_median_nats']:.3f}"),
+        ("share above 3 nats", lambda r: f"{100 * r['far_share']:.2f} %"),
+        ("modes, total variation", lambda r: f"{r['mode_distance']:.3f}" if "mode_distance" in r else ""),
+        ("1024 draws: student (ms)", lambda r: f"{r['student_ms']:.1f}"),
+        ("teacher, incremental (ms)", lambda r: f"{r['incremental_ms']:.1f}"),
+        ("teacher, D passes a layer (ms)", lambda r: f"{r['sequential_ms']:.1f}"),
+        ("teacher, training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+        ("distillation (s)", lambda r: f"{r['distill_seconds']:.0f}"),
     ],
     "digits": [
         ("model", lambda r: r["run"]),
@@ -80,6 +145,20 @@ TABLES: dict[str, list[Column]] = {
         ("evaluation (s)", lambda r: f"{r['seconds']:.0f}"),
     ],
 }
+
+
+def _milliseconds(row: Row, peer: str) -> str:
+    """Empty where the peer has no such flow."""
+    return f"{row[f'{peer}_ms']:.1f}" if f"{peer}_ms" in row else ""
+
+
+def _ratio(row: Row, name: str) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(row[name], *row[f"{name}_quartiles"])
+
+
+def _target(target: dict[str, float]) -> str:
+    parts = [f"≤ {target['bare']:g} × bare"] if "bare" in target else []
+    return ", ".join([*parts, f"≥ {target['peer']:g} × peer"])
 
 
 def table(name: str) -> str:

@@ -82,10 +82,10 @@ class MADE(ExactDensity):
         super().__init__(event_shape)
         if masks > 1 and hidden_degrees != "random" and (isinstance(order, Tensor) or order != "random"):
             raise ValueError(f"MADE's masks={masks} are all the same unless order or hidden_degrees is random.")
-        self.conditional = _conditional(conditional, components=components, log_scale_bound=log_scale_bound)
+        self.likelihood = _conditional(conditional, components=components, log_scale_bound=log_scale_bound)
         self.network = MaskedMLP(
             self.event_shape.numel(),
-            self.conditional.parameters_per_value,
+            self.likelihood.parameters_per_value,
             hidden=hidden,
             order=order,
             hidden_degrees=hidden_degrees,
@@ -109,8 +109,8 @@ class MADE(ExactDensity):
         """
         rows, batch_shape = fold_batch(x, self.event_shape, owner="MADE")
         rows = rows if rows.is_floating_point() else rows.to(self.anchor.dtype)
-        theta = self._theta(self.conditional.rescale(rows), fold_context(context, batch_shape), mask=mask)
-        return self.conditional.log_prob(rows, theta).reshape(x.shape)
+        theta = self._theta(self.likelihood.rescale(rows), fold_context(context, batch_shape), mask=mask)
+        return self.likelihood.log_prob(rows, theta).reshape(x.shape)
 
     def log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> Nats:
         """Log-density in nats, `(*batch,)`, or log-mass of `bernoulli`, -inf where a value is neither 0 nor 1.
@@ -126,7 +126,7 @@ class MADE(ExactDensity):
         rows, folded = math.prod(shape), fold_context(context, torch.Size(shape))
         with torch.no_grad():
             x, *others = (
-                draw_in_turn(self.network, self.conditional, rows, folded, generator, mask=mask)
+                draw_in_turn(self.network, self.likelihood, rows, folded, generator, mask=mask)
                 for mask in range(self.network.masks)
             )
             if others:

@@ -172,7 +172,7 @@ def test_each_draw_has_a_mask_of_its_own() -> None:
     for mask, x in enumerate(each):
         for d in model.network.value_degrees(mask)[0][:4].argsort().tolist():
             theta = model.network(x.nan_to_num(), context, mask=mask)[:, d].detach()
-            x[:, d] = model.conditional.sample(theta[:, None], generator=source)[:, 0]
+            x[:, d] = model.likelihood.sample(theta[:, None], generator=source)[:, 0]
     chosen = torch.stack([(draws - x).abs().amax(1) < 1e-9 for x in each])
     assert (chosen.sum(0) == 1).all(), "a row is that of no mask, or of several"
     assert (chosen.sum(1) > 3).all(), f"draws of each mask, of 64: {chosen.sum(1).tolist()}"

@@ -127,7 +127,7 @@ def recast(kind: type[MADE]) -> Fault:
 
 def relaw(law: Any) -> Fault:
     def fault(model: MADE) -> None:
-        model.conditional = law
+        model.likelihood = law
 
     return fault
 

@@ -4,15 +4,14 @@ A peer is run as a black box, in float64; without it its tests are skipped. All 
 normflows, which go from noise to data.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from helpers import Tooth, normal, perturb, rng
+from peers import ROWS, Mapping, agree, made, quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from wrong import Tampered
@@ -32,7 +31,7 @@ from discrete import (
 from discrete.bijections.matrices import DenseMatrix, LUMatrix, Matrix
 from discrete.bijections.partition import coupling_mask
 
-ROWS, CONTEXT, BOUND, BINS = 50, 2, 3.0, 8
+CONTEXT, BOUND, BINS = 2, 3.0, 8
 EVENTS = pytest.mark.parametrize("event_shape", [(5,), (4, 2, 3)])
 MASKS = pytest.mark.parametrize("mask", ["half", "half_flipped", "alternating"])
 IMAGE = (2, 8, 12)
@@ -40,16 +39,6 @@ FAULTS = {
     "log-determinant doubled": lambda x, y, log_det: (y, 2 * log_det),
     "values off by 1e-8": lambda x, y, log_det: (y + 1e-8, log_det),
 }
-
-Mapping = Callable[..., tuple[Tensor, Tensor]]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Peers warn of what torch has deprecated since."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture
@@ -65,22 +54,6 @@ def normflows() -> Any:
 @pytest.fixture
 def freia() -> Any:
     return pytest.importorskip("FrEIA.modules")
-
-
-def agree(ours: Bijection, forward: Mapping, inverse: Mapping, *context: Tensor) -> None:
-    """Both directions of the peer, from data to noise first, each on its own."""
-    x = 1.5 * normal(ROWS, tuple(ours.event_shape), rng(10))
-    for mapping, theirs in ((ours.forward, forward), (ours.inverse, inverse)):
-        z, log_det = mapping(x, *context)
-        with quiet():
-            expected, expected_log_det = theirs(x, *context)
-        torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(log_det, expected_log_det, rtol=1e-10, atol=1e-10)
-
-
-def made(build: Callable[[], nn.Module]) -> nn.Module:
-    with quiet():
-        return build().double().eval()
 
 
 @torch.no_grad()

@@ -72,6 +72,6 @@ def test_the_base_of_a_maf_is_the_mixture_that_is_asked_for() -> None:
     model = build(config("maf", {"hidden": [64], "base": base}), (64,), bins=17).model
     made = model.base.base
     assert isinstance(made, MADE)
-    assert made.conditional.parameters_per_value == 9
+    assert made.likelihood.parameters_per_value == 9
     assert made.network.widths[1] == 70
     assert isinstance(made.network.activation, torch.nn.SiLU)

@@ -1,0 +1,60 @@
+"""Time of draws from one masked autoregressive layer as the number of features grows, beside zuko and nflows."""
+
+import os
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.autoregressive_speed import prepare, versions
+from benchmarks.flow_peers import mafs, perturb, ratio, sample, seconds
+from benchmarks.record import DOCS
+from experiment.files import write_atomic
+from experiment.plots import COLOURS, png
+
+CASES = {16: (256, 256), 64: (256, 256), 256: (256, 256), 1024: (1024, 1024)}  # hidden widths of each D
+ROWS, BUDGET, LEAST = 64, 8.0, 2
+
+Row = dict[str, Any]
+
+
+def measure() -> tuple[dict[str, Any], list[Row]]:
+    """One row a number of features."""
+    load = os.getloadavg()[0]
+    prepare()
+    rows = [_row(D, hidden) for D, hidden in CASES.items()]
+    write_atomic(DOCS / "figures" / "autoregressive-growth.png", png(_figure(rows)))
+    return {"layers": 1, "rows": ROWS, "dtype": "float32", **versions(), "load_average_at_start": load}, rows
+
+
+def _row(D: int, hidden: tuple[int, ...]) -> Row:
+    rivals = mafs(D, hidden, layers=1)
+    perturb(rivals)
+    x = torch.empty(ROWS, D)
+    taken = seconds({name: sample(rival, x) for name, rival in rivals.items()}, budget=BUDGET, least=LEAST)
+    peer = min(("zuko", "nflows"), key=lambda name: median(taken[name]))
+    faster, quartiles = ratio(taken[peer], taken["ours"])
+    return {
+        "features": D,
+        "hidden": hidden,
+        "rounds": len(taken["ours"]),
+        **{f"{name}_ms": 1e3 * median(times) for name, times in taken.items()},
+        "faster_than_peer": faster,
+        "faster_than_peer_quartiles": quartiles,
+    }
+
+
+def _figure(rows: list[Row]) -> Figure:
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    axis = figure.subplots()
+    features = [row["features"] for row in rows]
+    for name, colour in zip(("ours", "zuko", "nflows"), COLOURS, strict=False):
+        axis.loglog(features, [row[f"{name}_ms"] for row in rows], "o-", color=colour, label=name)
+    axis.set_xlabel("features D (hidden layers of 256, at D = 1024 of 1024)")
+    axis.set_ylabel(f"{ROWS} draws from one layer (ms)")
+    axis.set_xticks(features, [str(D) for D in features], minor=False)
+    axis.minorticks_off()
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
