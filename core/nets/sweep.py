@@ -1,6 +1,7 @@
 """Masked networks unit by unit in the order of their degrees: what becomes known together is computed once, then."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from core.nets.masked import MaskedMLP, Node
 
-BLOCK = 16  # degrees
+BLOCK = 8  # degrees
 
 
 class Layer(NamedTuple):
@@ -30,6 +31,7 @@ class Plan:
     """The units of every value of a network in the order of their degrees, under one mask.
 
     Attributes:
+        counts: for each value and degree 0..D, how many of its units have it.
         upto: for each value and m from -1 to D, how many of its units have a degree up to m, counted from m = -1.
         features: the feature of each degree 1..D.
     """
@@ -39,7 +41,8 @@ class Plan:
         degrees = network.value_degrees(mask)
         sorting = network.sorting[mask].split(network.widths)
         self.orders = [None if _is_sorted(d) else order for d, order in zip(degrees, sorting, strict=True)]
-        self.upto = [[0, *torch.bincount(d, minlength=D + 1).cumsum(0).tolist()] for d in degrees]
+        self.counts: list[list[int]] = [torch.bincount(d, minlength=D + 1).tolist() for d in degrees]
+        self.upto = [[0, *accumulate(counts)] for counts in self.counts]
         self.features: list[int] = degrees[0][:D].argsort().tolist()
         self.layers = [
             Layer(node, self._sorted(linear.weight, i, node.source), self.sorted_rows(linear.bias[:, None], i))
@@ -84,33 +87,39 @@ def sweep(
     the steps.
     """
     plan = Plan(network, mask)
-    C, start = network.context_features, 0
     raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]
     skipped = {layer.node.skip for layer in plan.layers}
-    active = [v.new_empty(v.shape) if i in skipped else v for i, v in enumerate(raw)]
-    active[0] = raw[0]
+    active = [v.new_empty(v.shape) if i and i in skipped else v for i, v in enumerate(raw)]
     if context is not None:
-        raw[0][:C] = context.T
+        raw[0][: network.context_features] = context.T
+    # Views of all degrees at once: one by one they would cost as much as the products of them.
+    raw_units, active_units = ([v.split(plan.counts[i]) for i, v in enumerate(values)] for values in (raw, active))
+    weights = [layer.weight.split(plan.counts[i]) for i, layer in enumerate(plan.layers, 1)]
+    activate, starts = network.activation.forward, [0]
     for m, feature in enumerate(plan.features):
         if m % BLOCK == 0:
-            start = m
+            starts = [upto[m] for upto in plan.upto]
             for i, (node, weight, bias) in enumerate(plan.layers, 1):
                 first = m + node.is_output
                 units, known = plan.between(i, first, first + BLOCK), plan.known(node.source, m - 1)
                 torch.addmm(bias[units], weight[units, known], active[node.source][known], out=raw[i][units])
-        for i, (node, weight, _) in enumerate(plan.layers, 1):
-            units, new = plan.units(i, m + node.is_output), plan.between(node.source, start, m + 1)
-            if units.start == units.stop:
+        for i, (node, _, _) in enumerate(plan.layers, 1):
+            degree = m + node.is_output
+            if not plan.counts[i][degree]:
                 continue
-            y = raw[i][units]
-            torch.addmm(y, weight[units, new], active[node.source][new], out=y)
+            y, first = raw_units[i][degree], starts[node.source]
+            count = plan.upto[node.source][m + 1] - first
+            read = weights[i - 1][degree].narrow(1, first, count), active[node.source].narrow(0, first, count)
+            torch.addmm(y, *read, out=y)
             if node.skip is not None:
-                y += raw[node.skip][units]
+                y += raw_units[node.skip][degree]
             if not node.is_output:
-                _activate(network.activation, y, out=active[i][units])
-        theta = raw[-1][plan.units(-1, m + 1)]
-        raw[0][C + m] = choose(slice(feature, feature + 1), theta.T.unsqueeze(1))[:, 0]
-    return raw[0][C:].index_select(0, network.places[mask]).T.contiguous()
+                result = activate(y)
+                if active[i] is not raw[i] or result is not y:
+                    active_units[i][degree].copy_(result)
+        theta = raw_units[-1][m + 1]
+        raw_units[0][m + 1].copy_(choose(slice(feature, feature + 1), theta.T.unsqueeze(1)).T)
+    return raw[0][network.context_features :].index_select(0, network.places[mask]).T.contiguous()
 
 
 @torch.no_grad()
@@ -156,12 +165,6 @@ def _slope(activation: nn.Module, value: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = value.detach().clone().requires_grad_()
         return torch.autograd.grad(activation(leaf.clone()).sum(), leaf)[0]
-
-
-def _activate(activation: nn.Module, y: Tensor, *, out: Tensor) -> None:
-    result = activation(y)
-    if result.data_ptr() != out.data_ptr():
-        out.copy_(result)
 
 
 def _is_sorted(degrees: Tensor) -> bool:

@@ -139,11 +139,11 @@ def _sweep(
         if theta.dtype != z.dtype:
             raise ValueError(f"z is {z.dtype}, but the network that gives its parameters is {theta.dtype}.")
         x, log_derivative = transformer.inverse(z[:, features], theta)
-        log_derivatives.append(log_derivative)
+        log_derivatives.append(log_derivative.T)
         return x
 
     x = cast(Any, conditioner).sweep(choose, len(z), context)
-    return x, torch.cat(log_derivatives, 1).sum(1)
+    return x, torch.cat(log_derivatives).sum(0)
 
 
 def _iterate(

@@ -77,12 +77,13 @@ class AffineTransformer(Transformer):
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
         """z = x exp(s) + t."""
         s, t = self._unpack(theta)
-        return x * s.exp() + t, s
+        return torch.addcmul(t, x, s.exp()), s
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
         """x = (z - t) exp(-s)."""
         s, t = self._unpack(theta)
-        return (z - t) * torch.exp(-s), -s
+        s = -s
+        return (z - t) * s.exp(), s
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         a, t = theta.unbind(-1)
@@ -93,4 +94,4 @@ class AffineTransformer(Transformer):
 
 def soft_bound(a: Tensor, bound: float) -> Tensor:
     """B tanh(a/B): within ±B, odd, of slope 1 at 0."""
-    return bound * torch.tanh(a / bound)
+    return torch.tanh(a * (1 / bound)) * bound
