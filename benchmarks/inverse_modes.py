@@ -42,8 +42,8 @@ def _ar1() -> MaskedAutoregressive:
     sigma, bound = math.sqrt(1 - RHO**2), layer.transformer.log_scale_bound
     direct = layer.conditioner.linears[-2]
     for d in range(1, D):
-        direct.weight[2 * d + 1, d - 1] = -RHO / sigma
-        direct.bias[2 * d] = bound * math.atanh(-math.log(sigma) / bound)
+        direct.weight[D + d, d - 1] = -RHO / sigma
+        direct.bias[d] = bound * math.atanh(-math.log(sigma) / bound)
     return layer
 
 

@@ -112,13 +112,21 @@ def agree_with_law(ours: Flow, law: distributions.Distribution, *context: Tensor
 
 @torch.no_grad()
 def take(network: MaskedMLP, places: Tensor, hidden: Sequence[Tensor], linears: Sequence[Linear]) -> None:
-    """Degrees of the features, the first being 1, and of the units of every hidden value; weights, masked or not."""
+    """Degrees of the features, the first being 1, and of the units of every hidden value; weights, masked or not.
+
+    Those of the outputs have the parameters of a feature next to one another.
+    """
     context = places.new_zeros(network.context_features)
-    outputs = places.repeat_interleave(network.parameters_per_feature)
+    outputs = places.repeat(network.parameters_per_feature)
     network.set_extra_state(torch.cat([places, context, *hidden, outputs])[None].long())
-    for ours, (weight, bias) in zip(network.linears, linears, strict=True):
-        ours.weight.copy_(weight)
-        ours.bias.copy_(bias)
+    for node, ours, (weight, bias) in zip(network.nodes, network.linears, linears, strict=True):
+        ours.weight.copy_(by_parameter(network, weight) if node.is_output else weight)
+        ours.bias.copy_(by_parameter(network, bias) if node.is_output else bias)
+
+
+def by_parameter(network: MaskedMLP, rows: Tensor) -> Tensor:
+    """One parameter of all features after the other, from one feature with all parameters after the other."""
+    return rows.unflatten(0, (network.features, network.parameters_per_feature)).transpose(0, 1).flatten(0, 1)
 
 
 def take_masked(network: MaskedMLP, places: Tensor, layers: Sequence[Masked]) -> None:
@@ -128,8 +136,9 @@ def take_masked(network: MaskedMLP, places: Tensor, layers: Sequence[Masked]) ->
         seen = (mask[:, : len(seen)].to(seen) @ seen > 0).to(seen)
         degrees.append(seen.sum(1))
     take(network, places, degrees, [(weight, bias) for weight, bias, _ in layers])
-    for linear, (_, _, mask) in zip(network.linears, layers, strict=True):
-        assert torch.equal(linear.mask[0].bool(), mask.bool())
+    for node, linear, (_, _, mask) in zip(network.nodes, network.linears, layers, strict=True):
+        expected = by_parameter(network, mask) if node.is_output else mask
+        assert torch.equal(linear.mask[0].bool(), expected.bool())
 
 
 def masked(layer: nn.Module) -> Masked:

@@ -34,10 +34,7 @@ class Node(NamedTuple):
 
 
 class MaskedLinear(nn.Module):
-    """y = (W ⊙ M) x + b, with one or several masks M over the same weights.
-
-    Where M is a staircase, its units in the order of their degrees, strips of outputs read what their mask spans alone.
-    """
+    """y = (W ⊙ M) x + b, with one or several masks M over the same weights."""
 
     mask: Tensor
 
@@ -49,24 +46,13 @@ class MaskedLinear(nn.Module):
             nn.init.zeros_(self.weight)
             nn.init.zeros_(self.bias)
         self.register_buffer("mask", torch.ones(masks, out_features, in_features), persistent=False)
-        self.strips: list[tuple[slice, slice]] = []
-
-    def set_mask(self, i: int, reads: Tensor) -> None:
-        """Makes mask i of which output reads which input, on the CPU."""
-        self.mask[i] = reads.to(self.mask)
-        self.strips = _strips(reads) if len(self.mask) == 1 else []
 
     def forward(
         self, x: Float[Tensor, "rows in_features"], *, mask: MaskNumber = 0
     ) -> Float[Tensor, "rows out_features"]:
         """y under the mask of this number."""
         M = self.mask[mask] if isinstance(mask, int) else self.mask.index_select(0, mask)[0]
-        W = self.weight * M
-        # With gradients the parts of the backward pass cost as much as they spare.
-        if not self.strips or torch.is_grad_enabled():
-            return F.linear(x, W, self.bias)
-        parts = [F.linear(x[:, into], W[out, into], self.bias[out]) for out, into in self.strips]
-        return torch.cat(parts, 1)
+        return F.linear(x, self.weight * M, self.bias)
 
 
 class MaskedMLP(nn.Module):
@@ -176,7 +162,8 @@ class MaskedMLP(nn.Module):
             ValueError: context given or missing against `context_features`.
         """
         values = self.values(x, context, mask=mask)
-        return values[-1].unflatten(1, (self.features, self.parameters_per_feature))
+        # One parameter of all features lies together: elementwise maps then run along neighbours.
+        return values[-1].unflatten(1, (self.parameters_per_feature, self.features)).movedim(1, 2)
 
     def values(self, x: Tensor, context: Tensor | None, *, mask: MaskNumber = 0) -> list[Tensor]:
         """Value 0, (x, context), and the output of every node, `(rows, units)`; some activated in place."""
@@ -251,7 +238,7 @@ class MaskedMLP(nn.Module):
             for node, linear, out in zip(self.nodes, self.masked_linears(), degrees[1:], strict=True):
                 into = degrees[node.source]
                 reads = out[:, None] > into if node.is_output else out[:, None] >= into
-                linear.set_mask(i, reads)
+                linear.mask[i] = reads.to(linear.mask)
 
     def masked_linears(self) -> list[MaskedLinear]:
         """The layer of each node."""
@@ -282,7 +269,7 @@ class MaskedMLP(nn.Module):
         low = lowest
         for node in self.nodes:
             if node.is_output:
-                drawn = places.repeat_interleave(self.parameters_per_feature)
+                drawn = places.repeat(self.parameters_per_feature)
             elif node.skip is not None:
                 drawn = degrees[node.skip]
             elif hidden == "random":
@@ -296,19 +283,6 @@ class MaskedMLP(nn.Module):
             # In the order of their degrees, units that become known together lie together.
             degrees.append(drawn if node.is_output or not sort else drawn.sort().values)
         return torch.cat(degrees)
-
-
-def _strips(reads: Tensor, *, count: int = 4, least: int = 128, spared: float = 0.2) -> list[tuple[slice, slice]]:
-    """Strips of outputs with the inputs that each spans; none of a layer too small or of too few zeros to pay."""
-    if len(reads) < least:
-        return []
-    strips, size = [], 0
-    for out in torch.arange(len(reads)).tensor_split(count):
-        read = reads[out].any(0).nonzero()
-        into = slice(int(read.min()), int(read.max()) + 1) if len(read) else slice(0, 0)
-        strips.append((slice(int(out[0]), int(out[-1]) + 1), into))
-        size += len(out) * (into.stop - into.start)
-    return strips if size <= (1 - spared) * reads.numel() else []
 
 
 def _wire(hidden: Sequence[int], outputs: int, *, residual: bool, direct: bool) -> list[Node]:

@@ -23,9 +23,9 @@ def linear_layer(matrix: Tensor, shift: Tensor, order: list[int]) -> MaskedAutor
     (linear,) = layer.conditioner.linears
     with torch.no_grad():
         linear.weight.zero_()
-        linear.weight[1::2] = matrix - torch.diag(matrix.diagonal())
-        linear.bias[0::2] = BOUND * torch.atanh(matrix.diagonal().log() / BOUND)
-        linear.bias[1::2] = shift
+        linear.weight[3:] = matrix - torch.diag(matrix.diagonal())
+        linear.bias[:3] = BOUND * torch.atanh(matrix.diagonal().log() / BOUND)
+        linear.bias[3:] = shift
     return layer
 
 

@@ -59,9 +59,9 @@ def chain(features: int, rho: float) -> MaskedAutoregressive:
     (linear,) = layer.conditioner.linears
     scale = (1 - rho**2) ** -0.5
     with torch.no_grad():
-        linear.bias[0::2] = 3 * torch.atanh(torch.tensor(scale).log() / 3)
+        linear.bias[:features] = 3 * torch.atanh(torch.tensor(scale).log() / 3)
         for d in range(1, features):
-            linear.weight[2 * d + 1, d - 1] = -rho * scale
+            linear.weight[features + d, d - 1] = -rho * scale
     return layer
 
 

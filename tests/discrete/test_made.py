@@ -48,10 +48,10 @@ def gaussian_by_hand(mean: Tensor, C: Tensor, order: list[int]) -> MADE:
         linear.weight.fill_(9.0)  # what the masks must hide
         for i, d in enumerate(order):
             s = A[i, i].log()
-            linear.weight[2 * d] = 0.0
-            linear.bias[2 * d] = B * torch.atanh(s / B)
-            linear.weight[2 * d + 1, order[:i]] = A[i, :i]
-            linear.bias[2 * d + 1] = -A[i] @ mean[order]
+            linear.weight[d] = 0.0
+            linear.bias[d] = B * torch.atanh(s / B)
+            linear.weight[len(mean) + d, order[:i]] = A[i, :i]
+            linear.bias[len(mean) + d] = -A[i] @ mean[order]
     return model
 
 
@@ -106,7 +106,7 @@ def test_mixture_by_hand() -> None:
     """
     model = build(2, conditional="mixture", components=2, hidden=(), order="reversed", log_scale_bound=4.0)
     x, linear = 3 * normal(50, (2,), rng(3)), model.network.linears[0]
-    W, b = linear.weight.detach().unflatten(0, (2, 6)), linear.bias.detach().unflatten(0, (2, 6))
+    W, b = (p.detach().unflatten(0, (6, 2)).transpose(0, 1) for p in (linear.weight, linear.bias))
     start, expected = torch.tensor([-0.5, 0.5], dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
     for d, theta in ((1, b[1].expand(50, 6)), (0, b[0] + x[:, 1:] * W[0, :, 1])):
         logits, means, a = theta.split(2, 1)
@@ -294,10 +294,10 @@ def test_autoregressive_mlp_by_hand(context_features: int) -> None:
     x = torch.randint(4, (20, 3), generator=rng(3)).double()
     c = normal(20, (context_features,), rng(4))
     W, b = (p.detach() for p in model.network.linears[0].parameters())
-    W, u = W.unflatten(0, (3, 4)), x / 1.5 - 1
+    W, b, u = W.unflatten(0, (4, 3)), b.unflatten(0, (4, 3)), x / 1.5 - 1
     expected = torch.zeros(20, dtype=torch.float64)
     for d in range(3):
-        logits = b.unflatten(0, (3, 4))[d] + u[:, :d] @ W[d, :, :d].T
+        logits = b[:, d] + u[:, :d] @ W[:, d, :d].T
         expected += Categorical(logits=logits).log_prob(x[:, d])
     if context_features:
         assert model.log_prob(x, c).isfinite().all()
