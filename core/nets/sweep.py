@@ -95,6 +95,8 @@ def sweep(
     # Views of all degrees at once: one by one they would cost as much as the products of them.
     raw_units, active_units = ([v.split(plan.counts[i]) for i, v in enumerate(values)] for values in (raw, active))
     weights = [layer.weight.split(plan.counts[i]) for i, layer in enumerate(plan.layers, 1)]
+    x = raw[0][network.context_features :].unsqueeze(-1).unbind()
+    thetas = raw[-1].unflatten(0, (network.features, 1, -1)).permute(0, 3, 1, 2).unbind()
     activate, starts = network.activation.forward, [0]
     for m, feature in enumerate(plan.features):
         if m % BLOCK == 0:
@@ -117,8 +119,7 @@ def sweep(
                 result = activate(y)
                 if active[i] is not raw[i] or result is not y:
                     active_units[i][degree].copy_(result)
-        theta = raw_units[-1][m + 1]
-        raw_units[0][m + 1].copy_(choose(slice(feature, feature + 1), theta.T.unsqueeze(1)).T)
+        x[m].copy_(choose(slice(feature, feature + 1), thetas[m]))
     return raw[0][network.context_features :].index_select(0, network.places[mask]).T.contiguous()
 
 

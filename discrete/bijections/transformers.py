@@ -81,17 +81,17 @@ class AffineTransformer(Transformer):
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
         """x = (z - t) exp(-s)."""
-        s, t = self._unpack(theta)
-        s = -s
+        s, t = self._unpack(theta, sign=-1)
         return (z - t) * s.exp(), s
 
-    def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def _unpack(self, theta: Tensor, *, sign: int = 1) -> tuple[Tensor, Tensor]:
+        """s, or -s, and t."""
         a, t = theta.unbind(-1)
         if self.scale == "tanh":
-            return soft_bound(a, self.log_scale_bound), t
-        return F.logsigmoid(a + 2), t * torch.sigmoid(-a - 2) if self.scale == "gated" else t
+            return soft_bound(a, self.log_scale_bound, sign=sign), t
+        return sign * F.logsigmoid(a + 2), t * torch.sigmoid(-a - 2) if self.scale == "gated" else t
 
 
-def soft_bound(a: Tensor, bound: float) -> Tensor:
-    """B tanh(a/B): within ±B, odd, of slope 1 at 0."""
-    return torch.tanh(a * (1 / bound)) * bound
+def soft_bound(a: Tensor, bound: float, *, sign: int = 1) -> Tensor:
+    """B tanh(a/B), or its negative: within ±B, odd, of slope 1 at 0."""
+    return torch.tanh(a * (sign / bound)) * bound
