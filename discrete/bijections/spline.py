@@ -123,21 +123,25 @@ class SplineTransformer(Transformer):
 
     def _bin(self, value: Tensor, theta: Tensor, *, axis: int) -> Bin:
         """The bin whose side along x (axis 0) or y (axis 1) holds each value."""
-        # The bins go first, so that sums over them run along everything else.
-        widths, heights, u = theta.movedim(-1, 0).split([self.bins, self.bins, self.bins - 1])
-        knots = self._knots(widths, self.min_width), self._knots(heights, self.min_height)
-        end = torch.zeros_like(u[:1])
-        table = torch.stack([*knots, torch.cat([end, u, end])], 1)
-        k = (value >= knots[axis][1:-1]).sum(0)
-        (x0, y0, u0), (x1, y1, u1) = table.gather(0, torch.stack([k, k + 1])[:, None].expand(-1, 3, *k.shape))
+        table = self._table(theta)
+        k = (value >= table[axis, 1:-1]).sum(0)
+        (x0, x1), (y0, y1), (u0, u1) = table.gather(1, torch.stack([k, k + 1]).expand(3, -1, *k.shape))
         w, h = x1 - x0, y1 - y0
         return Bin(x0, y0, w, h, h / w, self._derivative(u0), self._derivative(u1))
 
-    def _knots(self, logits: Tensor, minimum: float) -> Tensor:
-        """K + 1 knots from -B to B, both exact."""
-        widths = minimum + (1 - self.bins * minimum) * logits.softmax(0)
-        end = torch.full_like(logits[:1], self.bound)
-        return torch.cat([-end, 2 * self.bound * widths[:-1].cumsum(0) - self.bound, end])
+    def _table(self, theta: Tensor) -> Tensor:
+        """x, y and derivative parameter u of the K + 1 knots, `(3, K + 1, ...)`; both ends of x and y are exact."""
+        # The knots go first, so that sums over bins run along everything else.
+        widths, heights, u = theta.movedim(-1, 0).split([self.bins, self.bins, self.bins - 1])
+        end, smooth = torch.full_like(u[:1], self.bound), torch.zeros_like(u[:1])
+        x, y = self._inner(widths, self.min_width), self._inner(heights, self.min_height)
+        return torch.cat([-end, x, end, -end, y, end, smooth, u, smooth]).unflatten(0, (3, -1))
+
+    def _inner(self, logits: Tensor, minimum: float) -> Tensor:
+        """The K - 1 knots between -B and B: sums of the sides 2B (minimum + (1 - K minimum) softmax) of the bins."""
+        k = torch.arange(1, self.bins, dtype=logits.dtype, device=logits.device)
+        least = (2 * self.bound * minimum * k - self.bound).reshape(-1, *[1] * (logits.ndim - 1))
+        return torch.add(least, logits.softmax(0)[:-1].cumsum(0), alpha=2 * self.bound * (1 - self.bins * minimum))
 
     def _derivative(self, u: Tensor) -> Tensor:
         """δ > 0, and 1 at u = 0."""
