@@ -47,7 +47,8 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
         perturb(rivals)
         rows += [_row(family, task, rivals, x) for task in TASKS if (family, task) in TARGETS]
     settings = {"features": D, "layers": flow_peers.LAYERS, "hidden": HIDDEN, "rows": ROWS, "dtype": "float32"}
-    return {**settings, **versions(), "load_average_at_start": load}, rows
+    waiting = {"waiting_threads_spin": os.environ.get("GOMP_SPINCOUNT", "not"), "threads_of_our_steps": 1}
+    return {**settings, **versions(), **waiting, "load_average_at_start": load}, rows
 
 
 def prepare() -> None:

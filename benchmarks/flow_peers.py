@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from discrete import IAF, MAF, Flow
+from discrete.bijection import Direction
+from experiment.threads import one_thread
 
 LAYERS, STD, RATE, WARM, SHORT = 5, 0.02, 1e-4, 2.0, 0.5
 
@@ -48,7 +51,21 @@ def bare(D: int, hidden: Sequence[int], parameters: int) -> Rival:
 
 
 def ours(flow: Flow) -> Rival:
-    return Rival(flow, flow.log_prob, lambda rows: flow.sample((rows,)))
+    """What goes in many small steps goes on one thread, as in `sample.py`."""
+
+    def log_prob(x: Tensor) -> Tensor:
+        with one_thread() if _in_steps(flow.log_prob_direction) else nullcontext():
+            return flow.log_prob(x)
+
+    def sample(rows: int) -> Tensor:
+        with one_thread() if _in_steps(flow.sample_direction) else nullcontext():
+            return flow.sample((rows,))
+
+    return Rival(flow, log_prob, sample)
+
+
+def _in_steps(direction: Direction) -> bool:
+    return (direction.steps or 0) > direction.passes
 
 
 def mafs(D: int, hidden: Sequence[int], *, layers: int = LAYERS) -> dict[str, Rival]:
@@ -153,7 +170,7 @@ def seconds(runs: dict[str, Run], *, budget: float, least: int = 3, most: int = 
     says nothing of it.
 
     Args:
-        runs: what to time; each is run once beforehand, or three times where that is quick.
+        runs: what to time; all are run in turn beforehand, for two seconds or once.
         budget: seconds to spend, from which follows the number of rounds.
         least: rounds.
         most: rounds.
@@ -161,8 +178,9 @@ def seconds(runs: dict[str, Run], *, budget: float, least: int = 3, most: int = 
     Raises:
         RuntimeError: a run whose result is not finite.
     """
+    begun = time.perf_counter()
     first = {name: _timed(run, name) for name, run in runs.items()}
-    if sum(first.values()) < WARM:
+    while time.perf_counter() - begun < WARM:
         first = {name: _timed(run, name) for name, run in runs.items()}
     rounds = max(least, min(most, int(budget / sum(first.values()))))
     taken: dict[str, list[float]] = {name: [] for name in runs}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core import DensityModel
 from core.bases import Base
+from core.nets.masked import MaskedMLP
 from discrete import Flow, interpolate
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
@@ -119,7 +120,8 @@ def _load(run: str | Path, device: str, threads: int) -> tuple[Run, DensityModel
     place = resolve_device(device)
     folder = open_run(run)
     model = load_run(folder.path, device=place)
-    set_threads(threads, model)
+    in_steps = any(isinstance(module, MaskedMLP) for module in model.modules())
+    set_threads(threads or (1 if in_steps else 0), model)  # each step is too small to share
     return folder, model, place
 
 

@@ -1,5 +1,7 @@
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -35,6 +37,17 @@ def set_threads(count: int, model: nn.Module) -> int:
     torch.set_num_threads(count)
     keep_freed_memory()
     return count
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for as long as the block lasts: for draws in many steps, each too small to share."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import threads
+from experiment import sampling, threads, train
+from experiment.config import parse_config
 from experiment.errors import UserError
 
 
@@ -32,3 +33,28 @@ def test_what_is_asked_for_is_given(monkeypatch):
     assert threads.set_threads(0, large()) == 1
     with pytest.raises(UserError, match="--threads must be 0 or more, but is -1"):
         threads.set_threads(-1, large())
+
+
+def test_one_thread_for_a_while():
+    def fails_inside():
+        with threads.one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+
+    torch.set_num_threads(2)
+    with pytest.raises(KeyError):
+        fails_inside()
+    assert torch.get_num_threads() == 2
+
+
+def test_draws_in_many_steps_take_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
+    data, steps = {"kind": "toy", "name": "moons", "train_rows": 100}, {"steps": 1, "batch_size": 10}
+    asked = []
+    monkeypatch.setattr(sampling, "set_threads", lambda count, model: asked.append(count))
+    for model in ({"kind": "maf", "layers": 1, "hidden": [4]}, {"kind": "real_nvp", "layers": 2, "hidden": [4]}):
+        run = train(
+            parse_config({"data": data, "model": model, "train": steps}, source="test"), tmp_path / model["kind"]
+        )
+        sampling.draw_samples(run.path, count=1)
+        sampling.draw_samples(run.path, count=1, threads=2)
+    assert asked == [1, 2, 0, 2]
