@@ -147,7 +147,8 @@ class AffineCoupling(Coupling):
         dropout: its dropout probability.
         context_features: width of the context, 0 for none.
         log_scale_bound: B > 0.
-        scale: `tanh`, or `sigmoid` for Glow's exp(s) = sigmoid(a + 2), which only contracts.
+        scale: `tanh`, or two that only contract: `sigmoid` for Glow's exp(s) = sigmoid(a + 2), and `gated`, see
+            `AffineTransformer`.
         conditioner: `plain` (an MLP; for images 3×3, 1×1, 3×3 convolutions), `resnet`, or what builds another from
             (channels in, channels out), the output a and t interleaved; it is called with (x_b, context).
 
