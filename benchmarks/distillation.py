@@ -38,7 +38,7 @@ class Training(NamedTuple):
     learning_rate: float
 
 
-TOY = Training(3000, 512, 2e-3), Training(2500, 512, 3e-3)
+TOY = Training(3000, 512, 2e-3), Training(6000, 512, 3e-3)
 PATCHES = Training(1500, 512, 1e-3), Training(2000, 512, 3e-3)
 
 
