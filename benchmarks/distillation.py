@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import DOCS
+from benchmarks.toys import density
 from core import bits_per_dim
 from discrete import IAF, MAF, Flow, MaskedAutoregressive, Triangular
 from discrete.inference import distill, kl_divergence
@@ -22,7 +23,7 @@ from experiment.threads import keep_freed_memory
 
 DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 DRAWS, TIMED_DRAWS, RUNS = 100_000, 1024, 7
-EXTENT, SIDE = (-4.5, 4.5, -4.5, 4.5), 200
+EXTENT = (-4.5, 4.5, -4.5, 4.5)
 CLIP, FAR_NATS = 5.0, 3.0
 SPLINES = {"transformer": "spline", "bound": 5.0, "hidden": (64, 64), "activation": "silu"}
 AFFINE = {"hidden": (128, 128), "activation": "silu"}
@@ -64,7 +65,7 @@ def _eight_gaussians() -> Row:
     row = {"data": "8gaussians", "entropy_nats": TOY_ENTROPY_NATS["8gaussians"]}
     row |= _row(teacher, student, data.train, data.test, *TOY)
     row |= _modes(teacher, student)
-    panels = {"teacher (MAF)": _density(teacher), "student (IAF)": _density(student)}
+    panels = {"teacher (MAF)": density(teacher, extent=EXTENT), "student (IAF)": density(student, extent=EXTENT)}
     title = f"KL(student ‖ teacher) = {row['kl_nats']:.3f} ± {row['kl_error_nats']:.3f} nats"
     write_atomic(DOCS / "figures" / "distillation.png", png(density_figure(panels, extent=EXTENT, title=title)))
     return row
@@ -189,11 +190,3 @@ def _seconds(task: Callable[[], object]) -> float:
     start = time.perf_counter()
     task()
     return time.perf_counter() - start
-
-
-@torch.no_grad()
-def _density(flow: Flow) -> Any:
-    axis = torch.linspace(EXTENT[0], EXTENT[1], SIDE + 1)
-    centres = (axis[1:] + axis[:-1]) / 2
-    grid = torch.cartesian_prod(centres, centres).flip(1)  # rows run over y, columns over x
-    return flow.log_prob(grid).exp().reshape(SIDE, SIDE).double().numpy()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.record import DOCS, RUNS
+from core import DensityModel
 from experiment import evaluate, load_config, load_run, train
 from experiment.data import TOY_ENTROPY_NATS, sample_toy
 from experiment.files import write_atomic
@@ -37,7 +38,7 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                     "train_seconds": s.train_seconds,
                 }
             )
-            panels[f"{model}: {-s.log_prob_nats:.3f} nats"] = _density(run.path)
+            panels[f"{model}: {-s.log_prob_nats:.3f} nats"] = density(load_run(run.path), extent=EXTENT)
         figure = density_figure(panels, extent=EXTENT, title=f"{toy}, entropy {TOY_ENTROPY_NATS[toy]:.3f} nats")
         write_atomic(DOCS / "figures" / f"toy-{toy}.png", png(figure))
     return {"configs": [f"configs/{toy}/{model}.toml" for toy in TOYS for model in MODELS]}, rows
@@ -50,9 +51,10 @@ def _histogram(toy: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def _density(run: Any) -> np.ndarray:
-    axis = torch.linspace(EXTENT[0], EXTENT[1], SIDE + 1)
+def density(model: DensityModel, *, extent: tuple[float, float, float, float]) -> np.ndarray:
+    """At the centres of SIDE × SIDE cells of a square, rows upwards."""
+    axis = torch.linspace(extent[0], extent[1], SIDE + 1)
     centres = (axis[1:] + axis[:-1]) / 2
     grid = torch.cartesian_prod(centres, centres).flip(1)  # rows run over y, columns over x
-    log_prob = torch.cat([load_run(run).log_prob(part) for part in grid.split(10_000)])
+    log_prob = torch.cat([model.log_prob(part) for part in grid.split(10_000)])
     return log_prob.exp().reshape(SIDE, SIDE).double().numpy()

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -40,6 +42,49 @@ def vector_size(event_shape: int | Sequence[int], *, owner: str) -> int:
     if len(shape) != 1:
         raise ValueError(f"{owner} takes vectors, one size such as 64, but event_shape is {tuple(shape)}.")
     return shape[0]
+
+
+def as_permutation(order: Tensor, size: int) -> Tensor:
+    """Indices that hold each of 0..size-1 once, `(size,)`, whole numbers.
+
+    Raises:
+        ValueError: `order` is no permutation.
+
+    Example:
+        >>> as_permutation(torch.tensor([2, 0, 1]), 3).tolist()
+        [2, 0, 1]
+    """
+    expected = torch.arange(size, device=order.device)
+    if order.is_floating_point() or not torch.equal(order.long().sort().values, expected):
+        raise ValueError(f"order must hold each of 0..{size - 1} once, but is {order.tolist()}.")
+    return order.long()
+
+
+def cut(event_shape: torch.Size, *, patch: int) -> Int[Tensor, "tokens values"]:
+    """Where in the flattened event the values of each patch are, patches in raster order, channels of a pixel together.
+
+    Raises:
+        ValueError: an event that is neither vector nor image, or a patch that does not divide it.
+
+    Example:
+        >>> cut(torch.Size((1, 2, 4)), patch=2)
+        tensor([[0, 1, 4, 5],
+                [2, 3, 6, 7]])
+    """
+    if len(event_shape) not in (1, 3):
+        raise ValueError(
+            f"patches are cut from vectors or (channels, height, width), but event_shape is {tuple(event_shape)}."
+        )
+    sides = event_shape[-2:] if len(event_shape) == 3 else event_shape
+    if patch < 1 or any(side % patch for side in sides):
+        raise ValueError(
+            f"a patch must divide the sides of its event, but patch={patch} and event_shape is {tuple(event_shape)}."
+        )
+    places = torch.arange(event_shape.numel())
+    if len(event_shape) == 1:
+        return places.reshape(-1, patch)
+    pattern = "c (h p) (w q) -> (h w) (p q c)"
+    return rearrange(places.reshape(event_shape), pattern, p=patch, q=patch)
 
 
 def fold_batch(x: Tensor, event_shape: torch.Size, *, owner: str) -> tuple[Tensor, torch.Size]:

@@ -1,9 +1,23 @@
 """Plain networks that both sides use: they know nothing of densities."""
 
+from core.nets.causal_conv import CausalConvNet
 from core.nets.conv import ConvNet, ResidualConvNet
+from core.nets.masked import MaskedMLP
+from core.nets.masked_conv import MaskedConvNet
 from core.nets.mlp import MLP
 from core.nets.resnet import ModulatedMLP, ResidualMLP
 from core.nets.time_embedding import FourierEmbedding
 from core.nets.transformer import CausalTransformer
 
-__all__ = ["MLP", "CausalTransformer", "ConvNet", "FourierEmbedding", "ModulatedMLP", "ResidualConvNet", "ResidualMLP"]
+__all__ = [
+    "MLP",
+    "CausalConvNet",
+    "CausalTransformer",
+    "ConvNet",
+    "FourierEmbedding",
+    "MaskedConvNet",
+    "MaskedMLP",
+    "ModulatedMLP",
+    "ResidualConvNet",
+    "ResidualMLP",
+]

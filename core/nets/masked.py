@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from core.nets import sweep
 from core.nets.mlp import activation_layer, check_context, join_context
+from core.shapes import as_permutation
 
 FeatureOrder = Literal["natural", "reversed", "random"] | Tensor
 HiddenDegrees = Literal["sequential", "random"]
@@ -302,9 +303,7 @@ def _wire(hidden: Sequence[int], outputs: int, *, residual: bool, direct: bool) 
 
 def _indices(order: FeatureOrder, features: int, generator: torch.Generator | None) -> Tensor:
     if isinstance(order, Tensor):
-        if order.is_floating_point() or not torch.equal(order.cpu().long().sort().values, torch.arange(features)):
-            raise ValueError(f"order must hold each of 0..{features - 1} once, but is {order.tolist()}.")
-        return order.cpu().long()
+        return as_permutation(order, features).cpu()
     if order == "random":
         return torch.randperm(features, generator=generator)
     if order not in ("natural", "reversed"):

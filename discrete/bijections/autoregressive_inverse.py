@@ -103,6 +103,7 @@ def solve_autoregressive(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, log-determinant and passes of `invert_autoregressive`, without the pass that its residual takes."""
     check_inverse(mode, tolerance=tolerance, block=block)
+    log_det = None
     with evaluating(conditioner):
         with torch.no_grad():
             if mode == "incremental":
@@ -111,11 +112,11 @@ def solve_autoregressive(
             else:
                 size = {"jacobi": z.shape[1], "sequential": 1, "gauss_seidel": block}[mode]
                 x, iterations = _iterate(conditioner, transformer, z, context, tolerance=tolerance, block=size)
-                log_det = _log_det(conditioner, transformer, x, context)
         parameters = [p for p in conditioner.parameters() if p.requires_grad]
         known = [z, *parameters] if context is None else [z, context, *parameters]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in known):
-            x = cast(Tensor, _Implicit.apply(x, conditioner, transformer, z, context, *parameters))
+            x, log_det = cast(Tensor, _Implicit.apply(x, conditioner, transformer, z, context, *parameters)), None
+        if log_det is None:
             log_det = _log_det(conditioner, transformer, x, context)
     return x, log_det, iterations
 

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.density import Rng
 from core.nets import CausalTransformer
+from core.shapes import cut
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.autoregressive_inverse import (
     InverseMode,
@@ -221,30 +222,3 @@ class PatchAutoregressive(Bijection):
 
     def _to_event(self, x: Tensor) -> Tensor:
         return x.index_select(1, self.inverse_places).unflatten(1, self.event_shape)
-
-
-def cut(event_shape: torch.Size, *, patch: int) -> Int[Tensor, "tokens values"]:
-    """Where in the flattened event the values of each patch are, patches in raster order, channels of a pixel together.
-
-    Raises:
-        ValueError: an event that is neither vector nor image, or a patch that does not divide it.
-
-    Example:
-        >>> cut(torch.Size((1, 2, 4)), patch=2)
-        tensor([[0, 1, 4, 5],
-                [2, 3, 6, 7]])
-    """
-    if len(event_shape) not in (1, 3):
-        raise ValueError(
-            f"patches are cut from vectors or (channels, height, width), but event_shape is {tuple(event_shape)}."
-        )
-    sides = event_shape[-2:] if len(event_shape) == 3 else event_shape
-    if patch < 1 or any(side % patch for side in sides):
-        raise ValueError(
-            f"a patch must divide the sides of its event, but patch={patch} and event_shape is {tuple(event_shape)}."
-        )
-    places = torch.arange(event_shape.numel())
-    if len(event_shape) == 1:
-        return places.reshape(-1, patch)
-    pattern = "c (h p) (w q) -> (h w) (p q c)"
-    return rearrange(places.reshape(event_shape), pattern, p=patch, q=patch)

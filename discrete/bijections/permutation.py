@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core.density import Rng
+from core.shapes import as_permutation
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 
 Order = Literal["identity", "reverse", "random"] | Tensor
@@ -68,11 +69,7 @@ def as_indices(order: Order, size: int, *, generator: Rng = None) -> Int[Tensor,
         [2, 1, 0]
     """
     if isinstance(order, Tensor):
-        indices = order.long()
-        expected = torch.arange(size, device=indices.device)
-        if indices.shape != (size,) or not torch.equal(indices.sort().values, expected):
-            raise ValueError(f"order must hold each of 0..{size - 1} once, but is {indices.tolist()}.")
-        return indices
+        return as_permutation(order, size)
     if order == "identity":
         return torch.arange(size)
     if order == "reverse":

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from core.density import Rng
 from core.nets.masked import MaskedMLP
-from discrete.bijections.patch_autoregressive import cut
+from core.shapes import cut
 from discrete.conditionals import draw_in_turn
 from discrete.likelihoods import LikelihoodName, build_likelihood
 from discrete.mass import MassModel

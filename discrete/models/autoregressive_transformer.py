@@ -4,7 +4,7 @@ from torch import Tensor
 
 from core.density import Rng
 from core.nets import CausalTransformer
-from discrete.bijections.patch_autoregressive import cut
+from core.shapes import cut
 from discrete.likelihoods import LikelihoodName, build_likelihood
 from discrete.mass import MassModel
 

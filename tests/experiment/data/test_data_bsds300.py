@@ -1,15 +1,12 @@
 """Patches of stand-in images whose greys are known, so that each patch tells from which image and place it comes."""
 
-import functools
 import hashlib
 import io
 import os
 import re
 import socket
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +30,7 @@ TRAIN, TEST = "BSDS300/images/train", "BSDS300/images/test"
 IMAGES = 20  # for training, two of which validate; half as many for the test
 
 Serve = Callable[[Path], str]
+ARCHIVE = "/BSDS300-images.tgz"
 
 
 def stripes(contrast: int) -> NDArray[np.uint8]:
@@ -80,28 +78,6 @@ def root(files: dict[str, bytes], tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return tmp_path
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers = []
-
-    def start(folder: Path) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder)))
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/BSDS300-images.tgz"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def small(root: Path, **settings: object) -> Dataset:
@@ -195,7 +171,7 @@ def test_absent_images_are_downloaded_and_unpacked(files: dict[str, bytes], serv
     web, target = tmp_path / "web", tmp_path / "root"
     web.mkdir()
     pack(web / "BSDS300-images.tgz", files)
-    data = small(target, url=serve(web))
+    data = small(target, url=serve(web) + ARCHIVE)
     assert [path.name for path in target.iterdir()] == ["bsds300_images"]
     found = {str(path.relative_to(target / "bsds300_images")) for path in target.rglob("*.jpg")}
     assert found == {f"train/{index}.jpg" for index in range(IMAGES)} | {f"val/{index}.jpg" for index in range(10)}
@@ -205,7 +181,7 @@ def test_absent_images_are_downloaded_and_unpacked(files: dict[str, bytes], serv
 def test_another_archive_is_refused_and_not_kept(files: dict[str, bytes], serve: Serve, tmp_path: Path) -> None:
     web, target = tmp_path / "web", tmp_path / "root"
     web.mkdir()
-    address = serve(web)
+    address = serve(web) + ARCHIVE
     files[f"{TEST}/3.jpg"] += b"x"
     pack(web / "BSDS300-images.tgz", files)
     with pytest.raises(
@@ -222,7 +198,7 @@ def test_a_missing_page_and_a_refused_connection_are_reported(
     files: dict[str, bytes], serve: Serve, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"\(404 .*\); unpack .* into {tmp_path}/root/bsds300_images as train and val"):
-        small(tmp_path / "root", url=serve(tmp_path))
+        small(tmp_path / "root", url=serve(tmp_path) + ARCHIVE)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/BSDS300-images.tgz"

@@ -1,13 +1,10 @@
-import functools
 import gzip
 import os
 import re
 import shutil
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,28 +25,6 @@ def root() -> Path:
     if not all((DATA_ROOT / "mnist" / name).is_file() for name in SHA256):
         pytest.skip("the MNIST files are absent; set CFLOWS_DATA_ROOT to the folder that holds mnist/")
     return DATA_ROOT
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers = []
-
-    def start(folder: Path) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder)))
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def write_idx(path: Path, *, magic: int = 0x0803, shape: tuple[int, ...] = (2, 28, 28), extra: bytes = b"") -> Path:
