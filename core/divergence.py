@@ -26,13 +26,19 @@ Probes = Float[Tensor, "k rows ..."]
 Columns = Float[Tensor, "rows columns"]
 Field = Callable[[Tensor], Tensor]
 VJP = Callable[[Tensor], Tensor]
+ProbeLaw = Literal["rademacher", "gaussian", "sphere"]
 
 
-def value_and_vjp(field: Field, x: Rows) -> tuple[Rows, VJP]:
-    """f(x), and the map from v `(k, rows, *event)` to vᵀ ∂f/∂x of the same shape.
+def value_and_vjp(field: Field, x: Rows) -> tuple[Tensor, VJP]:
+    """f(x), and the map from v `(k, *f(x).shape)` to vᵀ ∂f/∂x, `(k, rows, *event)`.
 
     Both stay in the autograd graph where gradients are enabled; under `torch.no_grad()` no graph outlives the call.
+
+    Raises:
+        RuntimeError: under `torch.inference_mode()`, where every derivative would be 0.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("derivatives need autograd, which torch.inference_mode() takes away: use torch.no_grad().")
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
@@ -43,7 +49,7 @@ def value_and_vjp(field: Field, x: Rows) -> tuple[Rows, VJP]:
 
 def _vjp(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
     if not value.requires_grad:
-        return torch.zeros_like(v)
+        return x.new_zeros(len(v), *x.shape)
     batched = len(v) > 1
     (product,) = torch.autograd.grad(
         value,
@@ -122,7 +128,8 @@ class ExactDivergence(Divergence):
 class Hutchinson(Divergence):
     """∇·f = E[vᵀ (∂f/∂x) v], E[v vᵀ] = I: `probes` vector-Jacobian products batched in one call.
 
-    With M = ∂f/∂x symmetric, one Rademacher probe has variance 2 Σ_{i≠j} Mᵢⱼ², one Gaussian probe 2 ‖M‖²_F, never less.
+    With M = ∂f/∂x symmetric, one Rademacher probe has variance 2 Σ_{i≠j} Mᵢⱼ², one Gaussian probe 2 ‖M‖²_F, never less,
+    and one on the sphere of radius √D, 2 (D ‖M‖²_F - (tr M)²)/(D + 2), less than the Gaussian one.
 
     References:
         Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990.
@@ -132,18 +139,18 @@ class Hutchinson(Divergence):
 
     Attributes:
         probes: number of probes a row, 1 or more; a standard error needs 2.
-        distribution: `rademacher` (signs) or `gaussian`.
+        distribution: `rademacher` (signs), `gaussian`, or `sphere` (uniform on the sphere of radius √D).
     """
 
     probes: int = 1
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    distribution: ProbeLaw = "rademacher"
     exact = False
 
     def __post_init__(self) -> None:
         if self.probes < 1:
             raise ValueError(f"Hutchinson needs 1 probe or more, but probes is {self.probes}.")
-        if self.distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f"Hutchinson's distribution is rademacher or gaussian, not {self.distribution!r}.")
+        if self.distribution not in ("rademacher", "gaussian", "sphere"):
+            raise ValueError(f"Hutchinson's distribution is rademacher, gaussian or sphere, not {self.distribution!r}.")
 
     @property
     def columns(self) -> int:
@@ -152,7 +159,7 @@ class Hutchinson(Divergence):
 
     def draw(self, x: Rows, generator: Rng) -> Probes:
         """Probes `(probes, rows, *event)`."""
-        return _probes(self.probes, x, self.distribution, generator)
+        return draw_probes(self.probes, x, self.distribution, generator)
 
     def __call__(self, field: Field, x: Rows, probes: Probes) -> tuple[Rows, Columns]:
         """f(x) and one estimate per probe, `(rows, probes)`."""
@@ -190,7 +197,7 @@ class HutchPlusPlus(Divergence):
 
     def draw(self, x: Rows, generator: Rng) -> Probes:
         """Sketch S and probes G stacked, `(2 probes / 3, rows, *event)`."""
-        return _probes(2 * self.probes // 3, x, "rademacher", generator)
+        return draw_probes(2 * self.probes // 3, x, "rademacher", generator)
 
     def __call__(self, field: Field, x: Rows, probes: Probes) -> tuple[Rows, Columns]:
         """f(x) and one estimate per residual probe, `(rows, probes / 3)`."""
@@ -205,8 +212,20 @@ class HutchPlusPlus(Divergence):
         return value, captured + _dot(vjp(residual), residual)
 
 
-def _probes(count: int, x: Tensor, distribution: Literal["rademacher", "gaussian"], generator: Rng) -> Tensor:
+def draw_probes(count: int, x: Rows, distribution: ProbeLaw, generator: Rng) -> Probes:
+    """Random directions v with E[v vᵀ] = I, `(count, rows, *event)`: every row has its own.
+
+    Args:
+        count: directions a row.
+        x: rows `(rows, *event)`, of which shape, dtype and device are taken.
+        distribution: `rademacher` (signs), `gaussian`, or `sphere` (uniform on the sphere of radius √D).
+        generator: source of the randomness.
+    """
     size = (count, *x.shape)
+    if distribution == "rademacher":
+        return torch.randint(2, size, generator=generator, device=x.device).to(x.dtype) * 2 - 1
+    v = torch.randn(size, generator=generator, dtype=x.dtype, device=x.device)
     if distribution == "gaussian":
-        return torch.randn(size, generator=generator, dtype=x.dtype, device=x.device)
-    return torch.randint(2, size, generator=generator, device=x.device).to(x.dtype) * 2 - 1
+        return v
+    radius = math.sqrt(math.prod(x.shape[1:]))
+    return v * (radius / torch.linalg.vector_norm(v, dim=tuple(range(2, v.ndim)), keepdim=True))

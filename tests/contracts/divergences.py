@@ -12,9 +12,11 @@ Field = Callable[[Tensor], Tensor]
 MATRIX = torch.tensor([[0.7, -1.2, 0.4], [0.3, 1.1, -0.8], [-0.5, 0.9, 0.2]], dtype=torch.float64)  # trace 2
 
 SYMMETRIC = (MATRIX + MATRIX.T) / 2
-# Of one probe on the linear field: 2 Σ_{i≠j} Sᵢⱼ² for signs, 2 ‖S‖²_F for normal draws.
+# Of one probe on the linear field: 2 Σ_{i≠j} Sᵢⱼ² for signs, 2 ‖S‖²_F for normal draws, and
+# 2 (D ‖S‖²_F - (tr S)²)/(D + 2) on the sphere of radius √D.
 SIGN_VARIANCE = 2 * (SYMMETRIC - torch.diag(SYMMETRIC.diagonal())).square().sum().item()
 NORMAL_VARIANCE = 2 * SYMMETRIC.square().sum().item()
+SPHERE_VARIANCE = 2 * (3 * SYMMETRIC.square().sum() - SYMMETRIC.trace().square()).item() / 5
 
 
 def linear(x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from cases import DIVERGENCES
 from contracts import divergences
-from contracts.divergences import MATRIX, NORMAL_VARIANCE, SIGN_VARIANCE, linear
+from contracts.divergences import MATRIX, NORMAL_VARIANCE, SIGN_VARIANCE, SPHERE_VARIANCE, linear
 from helpers import normal, rng
 
 from core import ExactDivergence, Hutchinson, HutchPlusPlus
@@ -37,13 +38,16 @@ def test_exact_equals_jacobian_trace(name: str) -> None:
     divergences.equals_the_trace(DIVERGENCES[name], rng(1))
 
 
-@pytest.mark.parametrize("name", ["hutchinson", "hutchinson-4", "hutchinson-gaussian-3"])
+@pytest.mark.parametrize("name", ["hutchinson", "hutchinson-4", "hutchinson-gaussian-3", "hutchinson-sphere"])
 def test_columns_are_independent(name: str) -> None:
     divergences.columns_are_independent(DIVERGENCES[name], rng(2))
 
 
 @pytest.mark.parametrize("probes", [1, 3])
-@pytest.mark.parametrize(("distribution", "variance"), [("rademacher", SIGN_VARIANCE), ("gaussian", NORMAL_VARIANCE)])
+@pytest.mark.parametrize(
+    ("distribution", "variance"),
+    [("rademacher", SIGN_VARIANCE), ("gaussian", NORMAL_VARIANCE), ("sphere", SPHERE_VARIANCE)],
+)
 def test_variance(probes: int, distribution: str, variance: float) -> None:
     divergences.variance_is(Hutchinson(probes=probes, distribution=distribution), rng(3), expected=variance)
 
@@ -67,6 +71,17 @@ def test_rademacher_draws_fair_signs() -> None:
     assert draws.shape == (2, 20_000, 3)
     assert (draws.abs() == 1).all()
     assert draws.mean((0, 1)).abs().max() < 5 / 40_000**0.5
+
+
+@pytest.mark.parametrize("event", [(3,), (2, 2, 2), (1,)])
+def test_sphere_has_the_root_of_d_for_its_radius(event: tuple[int, ...]) -> None:
+    """|v| = √D over all dimensions of the event, no direction is favoured, and E[v vᵀ] = I."""
+    v = Hutchinson(probes=2, distribution="sphere").draw(torch.zeros(20_000, *event, dtype=torch.float64), rng(16))
+    assert v.shape == (2, 20_000, *event)
+    v, size = v.reshape(40_000, -1), math.prod(event)
+    torch.testing.assert_close(v.norm(dim=1), torch.full((40_000,), size**0.5, dtype=torch.float64))
+    assert v.mean(0).abs().max() < 5 / 40_000**0.5
+    assert (v.T @ v / 40_000 - torch.eye(size, dtype=torch.float64)).abs().max() < 5 * (2 / 40_000) ** 0.5
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
@@ -101,6 +116,14 @@ def test_a_field_without_x_has_no_divergence() -> None:
         for divergence in (ExactDivergence(), Hutchinson(probes=2)):
             _, estimates = divergence(field, x, divergence.draw(x, rng(15)))
             assert torch.count_nonzero(estimates) == 0
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_inference_mode_is_refused(name: str) -> None:
+    """It switches autograd off for good: the divergence of every field would be 0."""
+    x = normal(3, (2,), rng(17))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch\.no_grad"):
+        DIVERGENCES[name](lambda y: 2 * y, x, DIVERGENCES[name].draw(x, rng(18)))
 
 
 @pytest.mark.parametrize(
