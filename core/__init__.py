@@ -1,7 +1,7 @@
 """Bottom layer: densities, bases, divergences and units. Imports torch, einops and jaxtyping only."""
 
 from core.bases import DiagonalNormal, GaussianMixture, StandardLogistic, StandardNormal, StandardUniform
-from core.density import DensityModel, LikelihoodEstimate
+from core.density import DensityModel, GenerativeModel, LikelihoodEstimate
 from core.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from core.units import bits_per_dim
 
@@ -10,6 +10,7 @@ __all__ = [
     "DiagonalNormal",
     "ExactDivergence",
     "GaussianMixture",
+    "GenerativeModel",
     "HutchPlusPlus",
     "Hutchinson",
     "LikelihoodEstimate",

@@ -63,11 +63,8 @@ class LikelihoodEstimate:
         return replace(self, **shaped)
 
 
-class DensityModel(nn.Module, abc.ABC):
-    """A normalized density over `event_shape` that is evaluated and sampled.
-
-    Every model takes any leading batch shape, none included. `context` broadcasts to the batch shape with its features
-    last.
+class GenerativeModel(nn.Module, abc.ABC):
+    """A law over `event_shape` that is sampled; its density may be out of reach.
 
     Args:
         event_shape: shape of one event; an int is a vector.
@@ -82,16 +79,27 @@ class DensityModel(nn.Module, abc.ABC):
         self.register_buffer("anchor", torch.zeros(()), persistent=False)
 
     @abc.abstractmethod
+    def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
+        """Draws `(*shape, *event)` without gradient; `context` broadcasts to `(*shape, features)`."""
+
+
+class DensityModel(GenerativeModel, abc.ABC):
+    """A normalized density over `event_shape` that is evaluated and sampled.
+
+    Every model takes any leading batch shape, none included. `context` broadcasts to the batch shape with its features
+    last.
+
+    Args:
+        event_shape: shape of one event; an int is a vector.
+    """
+
+    @abc.abstractmethod
     def log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> Nats:
         """Log-density log p(x | context) in nats, `(*batch,)`."""
 
     @abc.abstractmethod
     def estimate_log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> LikelihoodEstimate:
         """Log-density with its errors; `log_prob` is its first field alone."""
-
-    @abc.abstractmethod
-    def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
-        """Draws `(*shape, *event)` without gradient; `context` broadcasts to `(*shape, features)`."""
 
 
 class ExactDensity(DensityModel, abc.ABC):

@@ -5,9 +5,11 @@ from core.nets.conv import ConvNet, ResidualConvNet
 from core.nets.masked import MaskedMLP
 from core.nets.masked_conv import MaskedConvNet
 from core.nets.mlp import MLP
+from core.nets.refinenet import RefineNet
 from core.nets.resnet import ModulatedMLP, ResidualMLP
 from core.nets.time_embedding import FourierEmbedding
 from core.nets.transformer import CausalTransformer
+from core.nets.unet import UNet
 
 __all__ = [
     "MLP",
@@ -18,6 +20,8 @@ __all__ = [
     "MaskedConvNet",
     "MaskedMLP",
     "ModulatedMLP",
+    "RefineNet",
     "ResidualConvNet",
     "ResidualMLP",
+    "UNet",
 ]
