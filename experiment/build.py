@@ -2,25 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cflows import (
-    SDE,
-    VESDE,
-    VPSDE,
-    DenoisingScoreMatching,
-    EulerMaruyama,
-    LikelihoodWeighting,
-    ScoreSDE,
-    SubVPSDE,
-)
-from cflows.objectives.denoising import VarianceWeighting
-from cflows.probability_flow import ODESolver
-from core import DensityModel, ExactDivergence, Hutchinson, HutchPlusPlus, StandardNormal
-from core.divergence import Divergence
+from core import DensityModel, GenerativeModel, StandardNormal
 from discrete import (
     IAF,
     MADE,
@@ -44,19 +32,12 @@ from discrete import (
 )
 from discrete.bijections.preprocessing import Scaling
 from experiment.config import Config, Model
+from experiment.continuous import CONTINUOUS, build_continuous
 from experiment.data import Dataset, bsds300_patches, cifar10_lossless_4k, digits, mnist, table, toy
+from experiment.decoded import Decoded
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
 from experiment.sections.base import Section
-from experiment.sections.continuous import (
-    ExactTrace,
-    HutchinsonTrace,
-    HutchPlusPlusTrace,
-    ScoreSDEModel,
-    SubVPProcess,
-    VEProcess,
-    VPProcess,
-)
 from experiment.sections.data import (
     BSDSData,
     CifarData,
@@ -94,11 +75,11 @@ class Built:
     """A model and the objective that trains it; they share their parameters.
 
     Attributes:
-        model: density over raw data, preprocessing included.
+        model: over raw data, preprocessing included; most are densities.
         objective: `forward(batch, generator=)` returns the loss of raw data.
     """
 
-    model: DensityModel
+    model: GenerativeModel
     objective: MaximumLikelihood | Preprocessed
 
 
@@ -156,25 +137,37 @@ def build(
         >>> build(config, (64,), bins=17).model.event_shape
         torch.Size([64])
     """
-    if config.model.kind in MASSES:
+    kind = config.model.kind
+    if kind in MASSES:
         _check_raw(config, bins)
         preprocessing = None
     else:
         preprocessing = _preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
     try:
+        if kind in CONTINUOUS:
+            return _continuous(config, event_shape, preprocessing, rows)
         inner = _model(config.model, event_shape, bins=bins)
     except ValueError as error:
-        raise UserError(f"model.kind={config.model.kind}: {error}") from error
+        raise UserError(f"model.kind={kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
-    if isinstance(inner, ScoreSDE) and isinstance(config.model, ScoreSDEModel):
-        if config.preprocessing.variational is not None:
-            raise UserError(
-                "preprocessing.variational trains by maximum likelihood, but model.kind=score_sde does not."
-            )
-        weighting = LikelihoodWeighting() if config.model.weighting == "likelihood" else VarianceWeighting()
-        loss = DenoisingScoreMatching(inner, inner.sde, weighting=weighting, t_min=config.model.t_min)
-        return Built(model, Preprocessed(preprocessing, loss))
     return Built(model, MaximumLikelihood(model))
+
+
+def _continuous(
+    config: Config, event_shape: tuple[int, ...], preprocessing: Bijection | None, rows: Tensor | None
+) -> Built:
+    """A continuous model behind its preprocessing, and its score matching objective on preprocessed rows."""
+    if config.preprocessing.variational is not None:
+        raise UserError(
+            f"preprocessing.variational trains by maximum likelihood, but model.kind={config.model.kind} does not."
+        )
+    fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
+    inner, objective = build_continuous(config.model, event_shape, rows=fitted)
+    model: GenerativeModel = inner
+    if preprocessing is not None:
+        model = Flow(preprocessing, inner) if isinstance(inner, DensityModel) else Decoded(preprocessing, inner)
+    metric = "score_matching_loss" if config.model.kind == "energy" else "denoising_loss"
+    return Built(model, Preprocessed(preprocessing, objective, metric=metric))
 
 
 def _check_raw(config: Config, bins: int | None) -> None:
@@ -217,12 +210,10 @@ def _dequantization(section: Preprocessing, event_shape: tuple[int, ...], bins: 
 
 
 def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows: Tensor | None) -> Scaling:
-    """Mean and standard deviation of the training rows behind `layers`, with dequantization noise of its own seed."""
+    """Mean and standard deviation of the training rows behind `layers`."""
     if rows is None:
         return Scaling(event_shape, loc=torch.zeros(event_shape), scale=torch.ones(event_shape))
-    z = rows
-    if layers:
-        z, _ = Compose(*layers)(rows, generator=torch.Generator().manual_seed(0))
+    z = _preprocess(Compose(*layers) if layers else None, rows)
     if len(z) < 2:
         raise UserError(f"preprocessing.standardize needs 2 training rows or more, but there are {len(z)}.")
     std, mean = torch.std_mean(z, 0)
@@ -235,6 +226,14 @@ def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows
     return Scaling(event_shape, loc=mean, scale=std)
 
 
+def _preprocess(preprocessing: Bijection | None, rows: Tensor) -> Tensor:
+    """The training rows as the model sees them, with dequantization noise of its own seed."""
+    if preprocessing is None:
+        return rows
+    z, _ = preprocessing(rows, generator=torch.Generator().manual_seed(0))
+    return z
+
+
 def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None) -> DensityModel:
     keywords = section.model_dump(exclude={"kind"})
     match section:
@@ -243,39 +242,9 @@ def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None) ->
         case MAFModel(base=base) if base is not None:
             mixture = MADE(event_shape, conditional="mixture", **base.model_dump())
             return MAF(event_shape, **{**keywords, "base": mixture})
-        case ScoreSDEModel():
-            return ScoreSDE(
-                event_shape,
-                sde=_sde(section.sde),
-                hidden=section.hidden,
-                dropout=section.dropout,
-                frequencies=section.frequencies,
-                data_std=section.data_std,
-                t_min=section.t_min,
-                divergence=_divergence(section.divergence),
-                solver=ODESolver(**section.solver.model_dump()),
-                error_factor=section.error_factor,
-                sampler=EulerMaruyama(**section.sampler.model_dump()),
-            )
     if section.kind in MASSES:
         return MASSES[section.kind](event_shape, bins=bins, **keywords)
     return FLOWS[section.kind](event_shape, **keywords)
-
-
-def _sde(section: VPProcess | SubVPProcess | VEProcess) -> SDE:
-    kinds: dict[str, type[SDE]] = {"vp": VPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
-    return kinds[section.kind](**section.model_dump(exclude={"kind"}))
-
-
-def _divergence(section: ExactTrace | HutchinsonTrace | HutchPlusPlusTrace | None) -> Divergence | None:
-    if section is None:
-        return None
-    kinds: dict[str, type[Divergence]] = {
-        "exact": ExactDivergence,
-        "hutchinson": Hutchinson,
-        "hutch++": HutchPlusPlus,
-    }
-    return kinds[section.kind](**section.model_dump(exclude={"kind"}))
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from experiment.errors import UserError
 from experiment.messages import describe
 from experiment.sections.base import Count, Positive, Section, Seed, Share
-from experiment.sections.continuous import ScoreSDEModel
+from experiment.sections.continuous import EnergyModelSection, NCSNModel, ScoreSDEModel
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing
 from experiment.sections.flows import (
     GlowModel,
@@ -43,7 +43,7 @@ FlowModel = (
     | TransformerFlowModel
 )
 MassModel = AutoregressiveMLPModel | PixelCNNModel | WaveNetModel | AutoregressiveTransformerModel
-Model = FlowModel | MassModel | ScoreSDEModel
+Model = FlowModel | MassModel | ScoreSDEModel | NCSNModel | EnergyModelSection
 
 
 class Train(Section):

@@ -146,6 +146,11 @@ def evaluate(
     folder = open_run(run)
     place = resolve_device(device)
     model = load_run(folder.path, device=place)
+    if not isinstance(model, DensityModel):
+        raise UserError(
+            f"{folder.name} has no likelihood to evaluate: model.kind={folder.config.model.kind} gives scores and "
+            "samples; draw from it with sample.py."
+        )
     set_threads(threads, model)
     dataset = folder.load_data(None if data_root is None else Path(data_root))
     if len(dataset.test) < 2:

@@ -31,12 +31,14 @@ class Preprocessed(nn.Module):
     Args:
         preprocessing: f, without trainable parameters: its log-determinant then is a constant of the loss.
         objective: the loss of z, called with a batch and a generator.
+        metric: what logs call it.
     """
 
-    metric = "denoising_loss"
-
-    def __init__(self, preprocessing: Bijection | None, objective: nn.Module) -> None:
+    def __init__(
+        self, preprocessing: Bijection | None, objective: nn.Module, *, metric: str = "denoising_loss"
+    ) -> None:
         super().__init__()
+        self.metric = metric
         self.preprocessing = preprocessing
         self.objective = objective
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from core import DensityModel
+from core import GenerativeModel
 from experiment.build import Built, build, load_data
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
@@ -130,7 +130,7 @@ def open_run(path: str | Path) -> Run:
     return Run(path, config, environment)
 
 
-def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> DensityModel:
+def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> GenerativeModel:
     """The trained model of a run, its best weights, in evaluation mode.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import DensityModel
+from core import GenerativeModel
 from core.bases import Base
 from core.nets.masked import MaskedMLP
 from discrete import Flow, interpolate
@@ -116,7 +116,7 @@ def _check(count: int, seed: int, out: Path | None) -> None:
         raise UserError(f"--out must end in .npy, beside which the picture goes, but is {out}.")
 
 
-def _load(run: str | Path, device: str, threads: int) -> tuple[Run, DensityModel, torch.device]:
+def _load(run: str | Path, device: str, threads: int) -> tuple[Run, GenerativeModel, torch.device]:
     place = resolve_device(device)
     folder = open_run(run)
     model = load_run(folder.path, device=place)
@@ -125,7 +125,7 @@ def _load(run: str | Path, device: str, threads: int) -> tuple[Run, DensityModel
     return folder, model, place
 
 
-def _flow(folder: Run, model: DensityModel, option: str) -> Flow:
+def _flow(folder: Run, model: GenerativeModel, option: str) -> Flow:
     """The model, where it is a flow down to its base."""
     inner = model
     while isinstance(inner, Flow):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core import DensityModel
 from discrete import BatchNorm, set_batch_statistics
 from experiment.build import Built, build
 from experiment.config import Config, Train
@@ -91,7 +92,7 @@ class Trainer:
         Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
         """
         model = self.ema.built.model
-        if any(isinstance(module, BatchNorm) for module in model.modules()):
+        if isinstance(model, DensityModel) and any(isinstance(module, BatchNorm) for module in model.modules()):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
             set_batch_statistics(model, self.train_rows.split(VALIDATION_BATCH), generator=noise)
         objective = self.ema.built.objective.eval()

@@ -10,10 +10,20 @@ import torch
 from helpers import Draw, TanhConditioner, normal, perturb, rng, seeded, unit
 from torch import Tensor, nn
 
+from cflows.models.energy import EnergyModel
+from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
 from cflows.objectives.denoising import DenoisingScoreMatching, LikelihoodWeighting, VarianceWeighting, Weighting
+from cflows.objectives.explicit import ExplicitScoreMatching
+from cflows.objectives.finite_difference import FiniteDifferenceScoreMatching
+from cflows.objectives.implicit import ImplicitScoreMatching
+from cflows.objectives.noise_levels import FixedNoiseDenoising, LadderDenoising
+from cflows.objectives.sliced import SlicedScoreMatching
 from cflows.probability_flow import ODESolver
+from cflows.samplers.annealed_langevin import annealed_langevin
 from cflows.samplers.euler_maruyama import EulerMaruyama
+from cflows.samplers.langevin import langevin
+from cflows.samplers.mala import mala
 from cflows.samplers.sampler import Sampler
 from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE
 from core import (
@@ -21,6 +31,7 @@ from core import (
     DiagonalNormal,
     ExactDivergence,
     GaussianMixture,
+    GenerativeModel,
     Hutchinson,
     HutchPlusPlus,
     StandardLogistic,
@@ -576,6 +587,22 @@ SAMPLERS: dict[str, Sampler] = {
     "euler-maruyama-denoised": EulerMaruyama(steps=100, t_min=1e-4),
 }
 
+
+def _half_square(x: Tensor) -> Tensor:
+    return -0.5 * x.flatten(1).square().sum(1)
+
+
+# Towards N(0, I) from x, and how often the callback is called.
+CHAINS: dict[str, tuple[Callable[..., Tensor], int]] = {
+    "langevin": (partial(langevin, lambda x: -x, step_size=0.1, steps=20), 20),
+    "mala": (lambda x, **keywords: mala(_half_square, x, step_size=0.5, steps=20, **keywords)[0], 20),
+    "annealed": (partial(annealed_langevin, lambda x, _: -x, [2.0, 1.0], step_size=0.1, steps=10), 20),
+    "annealed-denoised": (
+        partial(annealed_langevin, lambda x, _: -x, [0.2, 0.1], step_size=0.1, steps=10, denoise=True),
+        21,
+    ),
+}
+
 DIVERGENCES: dict[str, Divergence] = {
     "exact": ExactDivergence(),
     "exact-chunked": ExactDivergence(chunk=2),
@@ -583,6 +610,7 @@ DIVERGENCES: dict[str, Divergence] = {
     "hutchinson-4": Hutchinson(probes=4),
     "hutchinson-gaussian": Hutchinson(distribution="gaussian"),
     "hutchinson-gaussian-3": Hutchinson(probes=3, distribution="gaussian"),
+    "hutchinson-sphere": Hutchinson(probes=2, distribution="sphere"),
     "hutch-plus-plus-3": HutchPlusPlus(probes=3),
     "hutch-plus-plus-6": HutchPlusPlus(probes=6),
 }
@@ -592,4 +620,89 @@ WEIGHTINGS: dict[str, Weighting] = {"variance": VarianceWeighting(), "likelihood
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "denoising": DenoisingScoreMatching,
     "denoising-likelihood": partial(DenoisingScoreMatching, weighting=LikelihoodWeighting()),
+}
+
+
+def towards_the_origin(x: Tensor, *_: Tensor) -> Tensor:
+    """The score of N(0, I), with or without a context."""
+    return -x
+
+
+SCORE_OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # of a score(x) or score(x, context)
+    "explicit": partial(ExplicitScoreMatching, target=towards_the_origin),
+    "implicit": ImplicitScoreMatching,
+    "implicit-hutchinson-3": partial(ImplicitScoreMatching, divergence=Hutchinson(probes=3)),
+    "sliced": SlicedScoreMatching,
+    "sliced-gaussian-3": partial(SlicedScoreMatching, projections=3, distribution="gaussian", variance_reduced=False),
+    "sliced-sphere-2": partial(SlicedScoreMatching, projections=2, distribution="sphere", variance_reduced=False),
+    "finite-difference": FiniteDifferenceScoreMatching,
+    "finite-difference-sphere-2": partial(
+        FiniteDifferenceScoreMatching, delta=0.02, projections=2, distribution="sphere"
+    ),
+    "fixed-noise": partial(FixedNoiseDenoising, sigma=0.3),
+}
+
+LADDER = (1.2, 0.6, 0.3)
+
+LADDER_OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # of a score(x, σ) or score(x, σ, context)
+    "ladder": partial(LadderDenoising, sigmas=LADDER),
+    "ladder-uniform": partial(LadderDenoising, sigmas=LADDER, weighting="uniform"),
+    "ladder-root": partial(LadderDenoising, sigmas=LADDER, weighting=torch.sqrt),
+}
+
+
+@dataclass(frozen=True)
+class ScoreModelCase:
+    """A model of scores and draws without a likelihood, and the noise levels that it is asked at."""
+
+    build: Callable[[], GenerativeModel]
+    context_features: int = 0
+    sigmas: tuple[float, ...] = LADDER  # empty for a model of one density
+
+    def make(self, seed: int = 1) -> GenerativeModel:
+        return perturb(seeded(self.build), rng(seed), std=0.1)
+
+    def levels(self, rows: int) -> tuple[Tensor, ...]:
+        """σ of each row, in turn, or nothing."""
+        repeated = torch.tensor(self.sigmas, dtype=torch.float64).repeat(rows)[:rows]
+        return (repeated,) if self.sigmas else ()
+
+    def context(self, rows: int, generator: torch.Generator) -> Tensor | None:
+        return normal(rows, (self.context_features,), generator) if self.context_features else None
+
+
+FEW = {"sigmas": LADDER, "steps": 2}
+
+SCORE_MODELS: dict[str, ScoreModelCase] = {
+    "ncsn-mlp-embedding": ScoreModelCase(partial(NCSN, 3, hidden=(16,), frequencies=2, **FEW)),
+    "ncsn-mlp-embedding-context": ScoreModelCase(
+        partial(NCSN, 2, hidden=(16,), frequencies=2, context_features=2, data_std=0.5, **FEW), 2
+    ),
+    "ncsn-mlp-scaling": ScoreModelCase(partial(NCSN, 2, hidden=(16,), conditioning="scaling", start="uniform", **FEW)),
+    "ncsn-mlp-image": ScoreModelCase(partial(NCSN, (1, 2, 3), network="mlp", hidden=(16,), frequencies=2, **FEW)),
+    "ncsn-unet-embedding-context": ScoreModelCase(
+        partial(NCSN, (1, 3, 4), hidden=(4, 4), depth=1, frequencies=2, context_features=1, **FEW), 1
+    ),
+    "ncsn-unet-scaling": ScoreModelCase(
+        partial(NCSN, (2, 4, 2), hidden=(4, 4), depth=1, conditioning="scaling", **FEW)
+    ),
+    "ncsn-refinenet-scaling": ScoreModelCase(
+        partial(NCSN, (1, 4, 4), network="refinenet", hidden=(4,), conditioning="scaling", **FEW)
+    ),
+    "ncsn-refinenet-instance-norm": ScoreModelCase(
+        partial(NCSN, (1, 4, 4), network="refinenet", hidden=(4,), conditioning="instance_norm", denoise=False, **FEW)
+    ),
+    "energy-2": ScoreModelCase(partial(EnergyModel, 2, hidden=(16,), steps=3), sigmas=()),
+    "energy-image-context": ScoreModelCase(
+        partial(
+            EnergyModel,
+            (1, 2, 2),
+            base=DiagonalNormal((1, 2, 2), scale=2.0),
+            hidden=(16, 16),
+            context_features=2,
+            steps=3,
+        ),
+        2,
+        sigmas=(),
+    ),
 }

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cflows.preconditioning import preconditioned_score
 from cflows.probability_flow import ODESolver, default_divergence, probability_flow_log_prob
 from cflows.samplers.euler_maruyama import EulerMaruyama
 from cflows.samplers.sampler import Sampler
@@ -14,7 +15,7 @@ from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Rng, V
 from core.divergence import Divergence
 from core.nets import FourierEmbedding, ModulatedMLP
 from core.nets.mlp import join_context
-from core.shapes import align, fold_batch, fold_context
+from core.shapes import fold_batch, fold_context
 
 
 class ScoreSDE(DensityModel):
@@ -96,11 +97,9 @@ class ScoreSDE(DensityModel):
         self, x: Float[Tensor, "rows ..."], t: Float[Tensor, "*rows"], context: Context = None
     ) -> Float[Tensor, "rows ..."]:
         """s(x, t), like `x`; `t` is 0-dimensional or `(rows,)`, within [t_min, 1]."""
-        scale, std = (align(part, x) for part in self.sde.marginal(t))
-        total = torch.sqrt((scale * self.data_std).square() + std.square())
-        u = (self.sde.log_snr(t) - self.log_snr_middle) / self.log_snr_half_range
-        correction = self.net(x / total, u.expand(len(x)), context)
-        return -x / total.square() + scale * self.data_std / (std * total) * correction
+        scale, std = self.sde.marginal(t)
+        u = ((self.sde.log_snr(t) - self.log_snr_middle) / self.log_snr_half_range).expand(len(x))
+        return preconditioned_score(lambda y: self.net(y, u, context), x, scale, std, data_std=self.data_std)
 
     def forward(
         self, x: Float[Tensor, "rows ..."], t: Float[Tensor, "*rows"], context: Context = None

@@ -39,12 +39,15 @@ class ExactTrace(Section):
     chunk: Count = 64
 
 
+Directions = Literal["rademacher", "gaussian", "sphere"]
+
+
 class HutchinsonTrace(Section):
     """See `core.Hutchinson`."""
 
     kind: Literal["hutchinson"]
     probes: Count = 8
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    distribution: Directions = "rademacher"
 
 
 class HutchPlusPlusTrace(Section):
@@ -88,3 +91,81 @@ class ScoreSDEModel(Section):
     solver: Solver = Solver()
     error_factor: float = Field(10.0, gt=1)
     sampler: EulerMaruyamaSampler = EulerMaruyamaSampler()
+
+
+class Ladder(Section):
+    """See `cflows.noise_ladder`; `largest_distance` is that of two training rows as the model sees them."""
+
+    sigma_max: Positive | Literal["largest_distance"] = 1.0
+    sigma_min: Positive = 0.01
+    levels: Count = 10
+
+
+class AnnealedLangevinSampler(Section):
+    """See `cflows.annealed_langevin`; the step size matches the ladder where none is given."""
+
+    step_size: Positive | None = None
+    steps: Count = 100
+    denoise: StrictBool = True
+    start: Literal["normal", "uniform"] = "normal"
+
+
+class NCSNModel(Section):
+    """See `cflows.NCSN` and `cflows.LadderDenoising`."""
+
+    kind: Literal["ncsn"]
+    ladder: Ladder = Ladder()
+    network: Literal["mlp", "unet", "refinenet"] | None = None
+    conditioning: Literal["embedding", "scaling", "instance_norm"] = "embedding"
+    hidden: Widths = (128, 128, 128)
+    depth: Count = 2
+    dropout: Share = 0.0
+    frequencies: Count = 8
+    data_std: Positive = 1.0
+    weighting: Literal["variance", "uniform"] = "variance"
+    sampler: AnnealedLangevinSampler = AnnealedLangevinSampler()
+
+
+class ImplicitObjective(Section):
+    """See `cflows.ImplicitScoreMatching`."""
+
+    kind: Literal["implicit"]
+
+
+class SlicedObjective(Section):
+    """See `cflows.SlicedScoreMatching`."""
+
+    kind: Literal["sliced"]
+    projections: Count = 1
+    distribution: Directions = "rademacher"
+    variance_reduced: StrictBool = True
+
+
+class FiniteDifferenceObjective(Section):
+    """See `cflows.FiniteDifferenceScoreMatching`."""
+
+    kind: Literal["finite_difference"]
+    delta: Positive = 0.05
+    projections: Count = 1
+    distribution: Directions = "rademacher"
+
+
+class FixedNoiseObjective(Section):
+    """See `cflows.FixedNoiseDenoising`."""
+
+    kind: Literal["denoising"]
+    sigma: Positive
+
+
+class EnergyModelSection(Section):
+    """See `cflows.EnergyModel`, with the base N(0, base_scale²)."""
+
+    kind: Literal["energy"]
+    hidden: Widths = (128, 128)
+    base_scale: Positive = 1.0
+    objective: Annotated[
+        ImplicitObjective | SlicedObjective | FiniteDifferenceObjective | FixedNoiseObjective,
+        Field(discriminator="kind"),
+    ] = SlicedObjective(kind="sliced")
+    step_size: Positive = 0.05
+    steps: Count = 500

@@ -49,10 +49,16 @@ def exact_moments(
     sampler: Sampler, sde: SDE, *, mean: float = 0.0, variance: float, draws: int, start: tuple[float, float]
 ) -> tuple[float, float]:
     """Mean and variance of what the sampler makes of N(start) noise, for N(mean, variance) data."""
+    score = gaussian_score(sde, mean, variance)
+    return affine_moments(lambda x: sampler(score, sde, x), draws=draws, start=start)
+
+
+def affine_moments(run: Callable[[Tensor], Tensor], *, draws: int, start: tuple[float, float]) -> tuple[float, float]:
+    """Mean and variance of what an affine chain `(rows, 1)` with so many draws of noise makes of N(start)."""
     x = torch.zeros(draws + 2, 1, dtype=torch.float64)
     x[-1] = 1.0
     with _Impulses() as impulses:
-        end = sampler(gaussian_score(sde, mean, variance), sde, x)[:, 0]
+        end = run(x)[:, 0]
     assert impulses.calls <= draws, f"{impulses.calls} draws of noise, {draws} expected"
     offset, slope = end[-2], end[-1] - end[-2]
     noise = (end[:-2] - offset).square().sum()

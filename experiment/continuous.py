@@ -1,0 +1,140 @@
+"""From the sections of continuous models to the models and their score matching objectives."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cflows import (
+    NCSN,
+    SDE,
+    VESDE,
+    VPSDE,
+    DenoisingScoreMatching,
+    EnergyModel,
+    EulerMaruyama,
+    FiniteDifferenceScoreMatching,
+    FixedNoiseDenoising,
+    ImplicitScoreMatching,
+    LadderDenoising,
+    LikelihoodWeighting,
+    ScoreSDE,
+    SlicedScoreMatching,
+    SubVPSDE,
+    geometric_ladder,
+    largest_distance,
+)
+from cflows.objectives.denoising import VarianceWeighting
+from cflows.probability_flow import ODESolver
+from core import DiagonalNormal, ExactDivergence, GenerativeModel, Hutchinson, HutchPlusPlus
+from core.divergence import Divergence
+from experiment.sections.base import Section
+from experiment.sections.continuous import (
+    EnergyModelSection,
+    ExactTrace,
+    HutchinsonTrace,
+    HutchPlusPlusTrace,
+    Ladder,
+    NCSNModel,
+    ScoreSDEModel,
+    SubVPProcess,
+    VEProcess,
+    VPProcess,
+)
+
+Rows = Callable[[], Tensor]
+CONTINUOUS = ("score_sde", "ncsn", "energy")
+
+
+def build_continuous(
+    section: Section, event_shape: tuple[int, ...], *, rows: Rows | None = None
+) -> tuple[GenerativeModel, nn.Module]:
+    """A continuous model and the objective that trains it; they share their parameters.
+
+    Args:
+        section: the `[model]` section.
+        event_shape: shape of one row.
+        rows: returns the training rows as the model sees them, for what is fitted to them; without them it waits for a
+            state dict.
+
+    Raises:
+        ValueError: a model and data that do not fit.
+    """
+    match section:
+        case ScoreSDEModel():
+            return _score_sde(section, event_shape)
+        case NCSNModel():
+            return _ncsn(section, event_shape, rows)
+        case EnergyModelSection():
+            return _energy(section, event_shape)
+    raise ValueError(f"{type(section).__name__} is no continuous model.")
+
+
+def _score_sde(section: ScoreSDEModel, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, nn.Module]:
+    model = ScoreSDE(
+        event_shape,
+        sde=_sde(section.sde),
+        hidden=section.hidden,
+        dropout=section.dropout,
+        frequencies=section.frequencies,
+        data_std=section.data_std,
+        t_min=section.t_min,
+        divergence=_divergence(section.divergence),
+        solver=ODESolver(**section.solver.model_dump()),
+        error_factor=section.error_factor,
+        sampler=EulerMaruyama(**section.sampler.model_dump()),
+    )
+    weighting = LikelihoodWeighting() if section.weighting == "likelihood" else VarianceWeighting()
+    return model, DenoisingScoreMatching(model, model.sde, weighting=weighting, t_min=section.t_min)
+
+
+def _ncsn(section: NCSNModel, event_shape: tuple[int, ...], rows: Rows | None) -> tuple[GenerativeModel, nn.Module]:
+    keywords = section.model_dump(exclude={"kind", "ladder", "weighting", "sampler"})
+    sigmas = _ladder(section.ladder, rows)
+    model = NCSN(event_shape, sigmas=sigmas, **keywords, **section.sampler.model_dump())
+    return model, LadderDenoising(model, model.sigmas, weighting=section.weighting)
+
+
+def _energy(section: EnergyModelSection, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, nn.Module]:
+    base = DiagonalNormal(event_shape, scale=section.base_scale, learnable=False)
+    keywords = section.model_dump(include={"hidden", "step_size", "steps"})
+    model = EnergyModel(event_shape, base=base, **keywords)
+    options = section.objective.model_dump(exclude={"kind"})
+    match section.objective.kind:
+        case "implicit":
+            return model, ImplicitScoreMatching(model)
+        case "sliced":
+            return model, SlicedScoreMatching(model, **options)
+        case "finite_difference":
+            return model, FiniteDifferenceScoreMatching(model, **options)
+        case "denoising":
+            return model, FixedNoiseDenoising(model, **options)
+
+
+def _ladder(section: Ladder, rows: Rows | None) -> Tensor:
+    sigma_max = section.sigma_max
+    if sigma_max == "largest_distance":
+        # Without rows any ladder of this length will do: the state dict brings the one that was trained.
+        found = 2 * section.sigma_min if rows is None else largest_distance(rows(), generator=_seeded()).item()
+        return geometric_ladder(max(found, 2 * section.sigma_min), section.sigma_min, levels=section.levels)
+    return geometric_ladder(sigma_max, section.sigma_min, levels=section.levels)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _sde(section: VPProcess | SubVPProcess | VEProcess) -> SDE:
+    kinds: dict[str, type[SDE]] = {"vp": VPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
+    return kinds[section.kind](**section.model_dump(exclude={"kind"}))
+
+
+def _divergence(section: ExactTrace | HutchinsonTrace | HutchPlusPlusTrace | None) -> Divergence | None:
+    if section is None:
+        return None
+    kinds: dict[str, type[Divergence]] = {
+        "exact": ExactDivergence,
+        "hutchinson": Hutchinson,
+        "hutch++": HutchPlusPlus,
+    }
+    return kinds[section.kind](**section.model_dump(exclude={"kind"}))
