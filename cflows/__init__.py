@@ -1,5 +1,11 @@
 """Continuous models: score matching, noising processes, reverse-time samplers and ODE likelihoods."""
 
+from cflows.models.boltzmann_machine import (
+    BoltzmannMachine,
+    ContrastiveDivergence,
+    PseudoLikelihood,
+    RatioMatching,
+)
 from cflows.models.energy import EnergyModel
 from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
@@ -25,6 +31,8 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "BoltzmannMachine",
+    "ContrastiveDivergence",
     "DenoisingScoreMatching",
     "EnergyModel",
     "EulerMaruyama",
@@ -35,6 +43,8 @@ __all__ = [
     "ImplicitScoreMatching",
     "LadderDenoising",
     "LikelihoodWeighting",
+    "PseudoLikelihood",
+    "RatioMatching",
     "ScoreSDE",
     "SlicedScoreMatching",
     "SubVPSDE",

@@ -23,7 +23,7 @@ def preconditioned_score(
         Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, table 1, written for
         any (α, σ).
 
-    Checked by tests/cflows/test_score_sde.py and tests/cflows/test_ncsn.py.
+    Checked by tests/cflows/test_preconditioning.py.
 
     Args:
         net: F, of the rescaled rows.

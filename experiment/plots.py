@@ -37,10 +37,10 @@ def sample_figure(
         columns: images a line; a square where omitted.
         title: title of the figure.
     """
-    figure = _figure(len(samples), title)
-    axes = figure.subplots(1, len(samples), squeeze=False)[0]
     first = next(iter(samples.values()))
     limits = _limits(first) if image_shape is None and first.shape[1] > 1 else None
+    figure = _figure(len(samples), title, flatness=1.0 if limits is None else _flatness(limits))
+    axes = figure.subplots(1, len(samples), squeeze=False)[0]
     shades = (float(first.min()), float(first.max())) if bins is None else (0.0, bins - 1.0)
     for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
         axis.set_title(name, fontsize=11, color=INK)
@@ -116,8 +116,9 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(panels: int, title: str) -> Figure:
-    figure = Figure(figsize=(3.4 * panels, 3.9), layout="constrained")
+def _figure(panels: int, title: str, *, flatness: float = 1.0) -> Figure:
+    """Panels side by side, each as high as it is wide times `flatness`."""
+    figure = Figure(figsize=(3.4 * panels, 0.9 + 3.0 * flatness), layout="constrained")
     figure.suptitle(title, fontsize=12, color=INK)
     return figure
 
@@ -154,6 +155,12 @@ def _limits(rows: Array) -> tuple[float, float, float, float]:
     margin = np.where(high > low, 0.08 * (high - low), 0.5)
     (left, bottom), (right, top) = low - margin, high + margin
     return float(left), float(right), float(bottom), float(top)
+
+
+def _flatness(limits: tuple[float, float, float, float]) -> float:
+    """Height over width, where a panel can still be read."""
+    left, right, bottom, top = limits
+    return min(max((top - bottom) / (right - left), 0.4), 1.6)
 
 
 def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, float, float] | None) -> None:

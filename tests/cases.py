@@ -10,6 +10,7 @@ import torch
 from helpers import Draw, TanhConditioner, normal, perturb, rng, seeded, unit
 from torch import Tensor, nn
 
+from cflows.models.boltzmann_machine import BoltzmannMachine
 from cflows.models.energy import EnergyModel
 from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
@@ -572,6 +573,27 @@ MASSES: dict[str, MassCase] = {
     ),
 }
 
+
+@dataclass(frozen=True)
+class SpinCase:
+    """A Boltzmann machine of few enough spins to sum over."""
+
+    build: Callable[[], BoltzmannMachine]
+
+    def make(self, seed: int = 1) -> BoltzmannMachine:
+        return perturb(seeded(self.build), rng(seed))
+
+    def data(self, rows: int, event_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return 2 * torch.randint(2, (rows, *event_shape), generator=generator).double() - 1
+
+
+SPINS: dict[str, SpinCase] = {
+    "boltzmann-2": SpinCase(partial(BoltzmannMachine, 2)),
+    "boltzmann-3-couplings": SpinCase(partial(BoltzmannMachine, 3, W=torch.ones(3, 3) - torch.eye(3))),
+    "boltzmann-5-bias": SpinCase(partial(BoltzmannMachine, 5, bias=True)),
+    "boltzmann-image-bias": SpinCase(partial(BoltzmannMachine, (1, 2, 2), bias=True)),
+}
+
 SDES: dict[str, tuple[SDE, float]] = {  # with the standard deviation at t = 0
     "vp": (VPSDE(), 0.0),
     "vp-steep": (VPSDE(beta_min=0.5, beta_max=25.0), 0.0),
@@ -592,7 +614,12 @@ def _half_square(x: Tensor) -> Tensor:
     return -0.5 * x.flatten(1).square().sum(1)
 
 
-# Towards N(0, I) from x, and how often the callback is called.
+def _gibbs(x: Tensor, **keywords: object) -> Tensor:
+    model = BoltzmannMachine(x.shape[1:], bias=True).requires_grad_(False)
+    return perturb(model, rng(1)).to(x).gibbs(x, sweeps=20, **keywords)
+
+
+# Towards N(0, I) or a law of spins from x, and how often the callback is called.
 CHAINS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "langevin": (partial(langevin, lambda x: -x, step_size=0.1, steps=20), 20),
     "mala": (lambda x, **keywords: mala(_half_square, x, step_size=0.5, steps=20, **keywords)[0], 20),
@@ -601,6 +628,7 @@ CHAINS: dict[str, tuple[Callable[..., Tensor], int]] = {
         partial(annealed_langevin, lambda x, _: -x, [0.2, 0.1], step_size=0.1, steps=10, denoise=True),
         21,
     ),
+    "gibbs": (_gibbs, 20),
 }
 
 DIVERGENCES: dict[str, Divergence] = {

@@ -44,7 +44,7 @@ def classes() -> set[type]:
 PUBLIC = {(package.__name__, name): getattr(package, name) for package in PACKAGES for name in package.__all__}
 ABSTRACT = {
     Bijection: {**{n: c.make() for n, c in cases.BIJECTIONS.items()}, **{n: b() for n, b in cases.SURJECTIONS.items()}},
-    DensityModel: {name: case.make() for name, case in {**cases.DENSITIES, **cases.MASSES}.items()},
+    DensityModel: {name: case.make() for name, case in {**cases.DENSITIES, **cases.MASSES, **cases.SPINS}.items()},
     GenerativeModel: {name: case.make() for name, case in cases.SCORE_MODELS.items()},
     SDE: {name: sde for name, (sde, _) in cases.SDES.items()},
     Sampler: cases.SAMPLERS,

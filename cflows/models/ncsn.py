@@ -41,6 +41,7 @@ class NCSN(GenerativeModel):
             `refinenet`.
         hidden: widths of the network's blocks, or of its resolutions; one for `refinenet`.
         depth: residual blocks a resolution, of `unet`.
+        heads: heads of its attention among the pixels of the coarsest resolution, 0 for none.
         dropout: dropout probability in training, of `mlp` and `unet`.
         context_features: width of the context, 0 for none; with `embedding` alone.
         frequencies: Fourier features of log σ.
@@ -70,6 +71,7 @@ class NCSN(GenerativeModel):
         conditioning: Conditioning = "embedding",
         hidden: Sequence[int] = (128, 128, 128),
         depth: int = 2,
+        heads: int = 0,
         dropout: float = 0.0,
         context_features: int = 0,
         frequencies: int = 8,
@@ -92,12 +94,15 @@ class NCSN(GenerativeModel):
                 network=network,
                 hidden=hidden,
                 depth=depth,
+                heads=heads,
                 dropout=dropout,
                 context_features=context_features,
                 frequencies=frequencies,
                 data_std=data_std,
             ),
-            "scaling": lambda: Scaled(self.event_shape, network=network, hidden=hidden, depth=depth, dropout=dropout),
+            "scaling": lambda: Scaled(
+                self.event_shape, network=network, hidden=hidden, depth=depth, heads=heads, dropout=dropout
+            ),
             "instance_norm": lambda: Indexed(self.event_shape, network=network, hidden=hidden, levels=len(self.sigmas)),
         }
         if conditioning not in kinds:

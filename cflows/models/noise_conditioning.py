@@ -21,6 +21,7 @@ class Embedded(nn.Module):
         network: str,
         hidden: Sequence[int],
         depth: int,
+        heads: int,
         dropout: float,
         context_features: int,
         frequencies: int,
@@ -38,7 +39,13 @@ class Embedded(nn.Module):
         elif network == "unet":
             channels = _channels(event_shape, network)
             self.net = UNet(
-                channels, channels, hidden=hidden, blocks=depth, embedding_features=features, dropout=dropout
+                channels,
+                channels,
+                hidden=hidden,
+                blocks=depth,
+                heads=heads,
+                embedding_features=features,
+                dropout=dropout,
             )
         else:
             raise ValueError(f"conditioning='embedding' goes with network mlp or unet, not {network!r}.")
@@ -59,7 +66,7 @@ class Scaled(nn.Module):
     """s = f(x)/σ (Song and Ermon, 2020, technique 3)."""
 
     def __init__(
-        self, event_shape: torch.Size, *, network: str, hidden: Sequence[int], depth: int, dropout: float
+        self, event_shape: torch.Size, *, network: str, hidden: Sequence[int], depth: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
         self.flat = network == "mlp"
@@ -69,7 +76,7 @@ class Scaled(nn.Module):
             self.net = ResidualMLP(size, size, hidden=hidden, dropout=dropout, activation="silu", zero_output=True)
         elif network == "unet":
             channels = _channels(event_shape, network)
-            self.net = UNet(channels, channels, hidden=hidden, blocks=depth, dropout=dropout)
+            self.net = UNet(channels, channels, hidden=hidden, blocks=depth, heads=heads, dropout=dropout)
         elif network == "refinenet":
             channels = _channels(event_shape, network)
             self.net = RefineNet(channels, channels, hidden=_one_width(hidden))

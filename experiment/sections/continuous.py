@@ -119,6 +119,7 @@ class NCSNModel(Section):
     conditioning: Literal["embedding", "scaling", "instance_norm"] = "embedding"
     hidden: Widths = (128, 128, 128)
     depth: Count = 2
+    heads: int = Field(0, strict=True, ge=0)
     dropout: Share = 0.0
     frequencies: Count = 8
     data_std: Positive = 1.0
