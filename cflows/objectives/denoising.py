@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cflows.objectives.rows import mean_over_rows, spread_evenly
 from cflows.sde import SDE
 from core.density import Context, Rng
 from core.shapes import align
@@ -97,14 +98,9 @@ class DenoisingScoreMatching(nn.Module):
         Raises:
             ValueError: an empty batch.
         """
-        rows = len(batch)
-        if rows == 0:
-            raise ValueError("DenoisingScoreMatching needs at least one row, but the batch is empty.")
-        offset = torch.rand((), generator=generator, dtype=batch.dtype, device=batch.device)
-        u = (offset + torch.arange(rows, dtype=batch.dtype, device=batch.device) / rows) % 1
-        t, weight = self.weighting.times(u, self.sde, self.t_min)
+        t, weight = self.weighting.times(spread_evenly(batch, generator), self.sde, self.t_min)
         eps = torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device=batch.device)
         scale, std = (align(part, batch) for part in self.sde.marginal(t))
         x_t = scale * batch + std * eps
         s = self.score(x_t, t) if context is None else self.score(x_t, t, context)
-        return (weight * (std * s + eps).square().flatten(1).mean(1)).mean()
+        return mean_over_rows(weight * (std * s + eps).square().flatten(1).mean(1), owner=type(self).__name__)

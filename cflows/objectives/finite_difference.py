@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cflows.objectives.rows import mean_over_rows
 from cflows.score import Conservative, StaticScore, conditioned
 from core.density import Context, Rng
-from core.divergence import Hutchinson, ProbeLaw
+from core.divergence import Field, Hutchinson, ProbeLaw
 
 
 class FiniteDifferenceScoreMatching(nn.Module):
@@ -24,13 +24,17 @@ class FiniteDifferenceScoreMatching(nn.Module):
     Checked by tests/cflows/test_score_matching.py.
 
     Args:
-        score: score(x) or score(x, context), the network.
+        score: score(x) or score(x, context), the network; without dropout, whose noise would be divided by δ.
         delta: step δ > 0 along v; the error of the loss falls as δ², rounding grows as 1/δ (scores), 1/δ² (densities).
         projections: directions a row.
         distribution: `rademacher`, `gaussian` or `sphere` (of radius √D).
 
     Raises:
         ValueError: a step that is not positive, fewer than one projection, or an unknown distribution.
+
+    Example:
+        >>> FiniteDifferenceScoreMatching(lambda x: -x)(torch.zeros(1, 2)).item()  # -2: exact for a linear score
+        -2.0
     """
 
     def __init__(
@@ -57,19 +61,29 @@ class FiniteDifferenceScoreMatching(nn.Module):
             ValueError: an empty batch.
         """
         v = self.directions.draw(batch, generator)
-        pairs = zip(v, torch.stack([batch + self.delta * v, batch - self.delta * v], 1), strict=True)
-        losses = [self._direction(batch, direction, ends, context) for direction, ends in pairs]
+        if isinstance(self.score, Conservative):
+            losses = self._along_log_density(conditioned(self.score.log_density, context), batch, v)
+        else:
+            losses = self._along_score(conditioned(self.score, context), batch, v)
         return mean_over_rows(torch.stack(losses).mean(0), owner=type(self).__name__)
 
-    def _direction(self, x: Tensor, v: Tensor, ends: Tensor, context: Context) -> Tensor:
-        """The loss of each row along one direction each; `ends` are x + δv and x - δv."""
-        if isinstance(self.score, Conservative):
-            log_density = conditioned(self.score.log_density, context)
-            ahead, here, behind = log_density(ends[0]), log_density(x), log_density(ends[1])
-            curvature = (ahead - 2 * here + behind) / self.delta**2
+    def _along_score(self, score: Field, x: Tensor, v: Tensor) -> list[Tensor]:
+        """The loss of each row, direction by direction."""
+        losses = []
+        for direction in v:
+            ahead, behind = ((direction * score(x + step * direction)).flatten(1).sum(1) for step in self._steps)
+            losses.append((ahead - behind) / (2 * self.delta) + 0.5 * ((ahead + behind) / 2).square())
+        return losses
+
+    def _along_log_density(self, log_density: Field, x: Tensor, v: Tensor) -> list[Tensor]:
+        """The same from values of log p̃, that in the middle shared by all directions."""
+        here, losses = log_density(x), []
+        for direction in v:
+            ahead, behind = (log_density(x + step * direction) for step in self._steps)
             slope = (ahead - behind) / (2 * self.delta)
-        else:
-            score = conditioned(self.score, context)
-            ahead, behind = ((v * score(end)).flatten(1).sum(1) for end in ends)
-            curvature, slope = (ahead - behind) / (2 * self.delta), (ahead + behind) / 2
-        return curvature + 0.5 * slope.square()
+            losses.append((ahead - 2 * here + behind) / self.delta**2 + 0.5 * slope.square())
+        return losses
+
+    @property
+    def _steps(self) -> tuple[float, float]:
+        return self.delta, -self.delta

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cflows.noise_ladder import as_ladder
-from cflows.objectives.rows import half_square, mean_over_rows
+from cflows.objectives.rows import half_square, mean_over_rows, spread_evenly
 from cflows.score import StaticScore, conditioned
 from core.density import Context, Rng
 from core.shapes import align
@@ -104,10 +104,8 @@ class LadderDenoising(nn.Module):
         Raises:
             ValueError: an empty batch.
         """
-        rows = len(batch)
-        offset = torch.rand((), generator=generator, dtype=batch.dtype, device=batch.device)
-        u = (offset + torch.arange(rows, dtype=batch.dtype, device=batch.device) / max(rows, 1)) % 1
-        sigma = self.sigmas[(u * len(self.sigmas)).long().clamp(max=len(self.sigmas) - 1)].to(batch.dtype)
+        index = (spread_evenly(batch, generator) * len(self.sigmas)).long()
+        sigma = self.sigmas[index.clamp(max=len(self.sigmas) - 1)].to(batch.dtype)
         eps = torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device=batch.device)
         std = align(sigma, batch)
         x = batch + std * eps

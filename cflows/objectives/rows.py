@@ -1,7 +1,17 @@
 """What objectives share."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from core.density import Rng
+
+
+def spread_evenly(batch: Float[Tensor, "rows ..."], generator: Rng) -> Float[Tensor, " rows"]:
+    """u of each row, uniform on [0, 1) and one from the next 1/rows apart: one common random offset."""
+    rows = len(batch)
+    offset = torch.rand((), generator=generator, dtype=batch.dtype, device=batch.device)
+    return (offset + torch.arange(rows, dtype=batch.dtype, device=batch.device) / max(rows, 1)) % 1
 
 
 def half_square(x: Float[Tensor, "rows ..."]) -> Float[Tensor, " rows"]:

@@ -200,7 +200,7 @@ def test_finite_differences_take_three_values_of_a_log_density_and_no_derivative
     loss = FiniteDifferenceScoreMatching(GradientScore(log_density), projections=4)
     monkeypatch.setattr(torch.autograd, "grad", forbidden)
     value = loss(normal(5, (2,), rng(1)), generator=rng(2))
-    assert 9 <= len(calls) <= 12  # the value in the middle may be shared by the directions
+    assert len(calls) == 9  # the directions share the value in the middle
     value.backward()
     assert net.v.weight.grad.isfinite().all()
 
