@@ -50,17 +50,24 @@ def value_and_vjp(field: Field, x: Rows) -> tuple[Tensor, VJP]:
 def _vjp(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
     if not value.requires_grad:
         return x.new_zeros(len(v), *x.shape)
-    batched = len(v) > 1
-    (product,) = torch.autograd.grad(
-        value,
-        x,
-        v if batched else v[0],
-        retain_graph=True,
-        create_graph=torch.is_grad_enabled(),
-        is_grads_batched=batched,
-        materialize_grads=True,
-    )
-    return product if batched else product[None]
+    create_graph = torch.is_grad_enabled()
+    options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+    if len(v) == 1 or (create_graph and _has_group_norm(value)):
+        return torch.stack([torch.autograd.grad(value, x, vector, **options)[0] for vector in v])
+    return torch.autograd.grad(value, x, v, is_grads_batched=True, **options)[0]
+
+
+def _has_group_norm(value: Tensor) -> bool:
+    """Torch does not batch its second derivative: it fails or, where sizes happen to agree, is wrong in silence."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            if node.name().startswith("NativeGroupNorm"):
+                return True
+            seen.add(node)
+            nodes += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -104,7 +111,7 @@ class ExactDivergence(Divergence):
         [[6.0]]
     """
 
-    chunk: int = 64
+    chunk: int = 16
     exact = True
     columns = 1
 

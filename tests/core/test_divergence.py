@@ -6,10 +6,12 @@ import torch
 from cases import DIVERGENCES
 from contracts import divergences
 from contracts.divergences import MATRIX, NORMAL_VARIANCE, SIGN_VARIANCE, SPHERE_VARIANCE, linear
-from helpers import normal, rng
+from helpers import normal, perturb, rng, seeded
+from torch import nn
 
 from core import ExactDivergence, Hutchinson, HutchPlusPlus
 from core.divergence import Divergence
+from core.nets import MLP, ConvNet, RefineNet, ResidualMLP, UNet
 
 RANDOM = [name for name, divergence in DIVERGENCES.items() if not divergence.exact]
 EXACT = [name for name in DIVERGENCES if name not in RANDOM]
@@ -116,6 +118,45 @@ def test_a_field_without_x_has_no_divergence() -> None:
         for divergence in (ExactDivergence(), Hutchinson(probes=2)):
             _, estimates = divergence(field, x, divergence.draw(x, rng(15)))
             assert torch.count_nonzero(estimates) == 0
+
+
+NETS = {
+    "mlp": (lambda: MLP(3, 3, hidden=(8,), activation="silu"), (3,)),
+    "residual-mlp": (lambda: ResidualMLP(3, 3, hidden=(8, 8), activation="tanh"), (3,)),
+    "layer-norm": (lambda: nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 3)), (3,)),
+    "conv": (lambda: ConvNet(1, 1, hidden=(4,), activation="silu"), (1, 2, 2)),
+    "unet": (lambda: UNet(1, 1, hidden=(4, 8), blocks=1, heads=2), (1, 3, 2)),
+    "refinenet": (lambda: RefineNet(1, 1, hidden=4), (1, 2, 2)),
+    # Four channels in one group on 2 × 2 pixels: batched, torch would be wrong here without an error.
+    "group-norm": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(1, 4), nn.SiLU(), nn.Conv2d(4, 1, 1)),
+        (1, 2, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_several_probes_are_each_alone_in_value_and_gradient(name: str) -> None:
+    """However torch takes them: at once, or one after the other where it cannot batch a second derivative."""
+    build, event = NETS[name]
+    net = perturb(seeded(build), rng(18), std=0.2)
+    x = normal(4, event, rng(19))
+    probes = Hutchinson(probes=4).draw(x, rng(20))
+    parameters = [p for p in net.parameters() if p.requires_grad]
+
+    def with_gradients(columns: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        weights = torch.linspace(0.5, 1.5, columns.numel(), dtype=columns.dtype).reshape(columns.shape)
+        gradients = torch.autograd.grad((weights * columns).sum(), parameters, materialize_grads=True)
+        return columns.detach(), list(gradients)
+
+    together, gradients = with_gradients(Hutchinson(probes=4)(net, x, probes)[1])
+    expected, each = with_gradients(torch.cat([Hutchinson()(net, x, v[None])[1] for v in probes], 1))
+    torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(Hutchinson(probes=4)(net, x, probes)[1], expected, rtol=1e-9, atol=1e-11)
+    for a, b in zip(gradients, each, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    assert sum(g.abs().sum() for g in each) > 1e-3
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
