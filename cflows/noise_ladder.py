@@ -104,8 +104,8 @@ def ladder_levels(dimensions: int, sigma_max: float, sigma_min: float, *, overla
         L, rounded to the nearest whole number of levels.
 
     Raises:
-        ValueError: levels that would not fall, an overlap outside (0, 1), or one that no ratio has: below 5 dimensions
-            every ratio has more than Φ(3) - Φ(-3) = 0.997, and no ratio has an overlap above that elsewhere.
+        ValueError: levels that would not fall, an overlap outside (0, 1) or above Φ(3) - Φ(-3) = 0.997, that of a level
+            with itself, or one that no ratio has: below 5 dimensions none has less than 0.997.
 
     Example:
         >>> ladder_levels(3 * 32 * 32, 50.0, 0.01)  # CIFAR-10, where the paper takes 232

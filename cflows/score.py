@@ -35,7 +35,8 @@ def log_density_and_score(
     Both stay in the autograd graph where gradients are enabled; under `torch.no_grad()` no graph outlives the call.
 
     Args:
-        log_density: log p̃, nats up to a constant; rows must not touch one another.
+        log_density: log p̃, nats up to a constant; rows must not touch one another. Where it does not depend on x, or
+            cuts its graph, the score is zero.
         x: `(rows, *event)`.
         conditions: handed on behind `x`: a context, a noise level.
 

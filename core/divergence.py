@@ -52,7 +52,7 @@ def _vjp(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
         return x.new_zeros(len(v), *x.shape)
     create_graph = torch.is_grad_enabled()
     options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
-    if len(v) == 1 or (create_graph and _has_group_norm(value)):
+    if len(v) == 1 or _has_group_norm(value):
         return torch.stack([torch.autograd.grad(value, x, vector, **options)[0] for vector in v])
     return torch.autograd.grad(value, x, v, is_grads_batched=True, **options)[0]
 

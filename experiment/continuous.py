@@ -115,8 +115,7 @@ def _ladder(section: Ladder, rows: Rows | None) -> Tensor:
     sigma_max = section.sigma_max
     if sigma_max == "largest_distance":
         # Without rows any ladder of this length will do: the state dict brings the one that was trained.
-        found = 2 * section.sigma_min if rows is None else largest_distance(rows(), generator=_seeded()).item()
-        return geometric_ladder(max(found, 2 * section.sigma_min), section.sigma_min, levels=section.levels)
+        sigma_max = 2 * section.sigma_min if rows is None else largest_distance(rows(), generator=_seeded()).item()
     return geometric_ladder(sigma_max, section.sigma_min, levels=section.levels)
 
 

@@ -138,7 +138,7 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> Generat
         device: where the model goes.
 
     Returns:
-        A density over raw data, preprocessing included.
+        What it models over raw data, preprocessing included: a density, or scores and draws alone.
 
     Raises:
         UserError: no run there, or a checkpoint that is missing, damaged or of another model.

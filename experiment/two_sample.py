@@ -55,17 +55,22 @@ def two_sample_test(
         generator: draws the permutations.
 
     Raises:
-        ValueError: fewer than two rows in a sample, or an unknown statistic.
+        ValueError: fewer than two rows in a sample, a row that is not finite, or an unknown statistic.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a two-sample test needs 2 rows or more in each sample, but they have {len(x)} and {len(y)}.")
-    matrix = _matrix(torch.cat([x, y]).flatten(1).double(), statistic)
+    pooled = torch.cat([x, y]).flatten(1).double()
+    bad = (~pooled.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"a two-sample test needs finite rows, but row {bad[0].item()} of the pooled samples is not.")
+    matrix = _matrix(pooled, statistic)
     a = torch.cat([matrix.new_full((len(x),), 1 / len(x)), matrix.new_full((len(y),), -1 / len(y))])
-    orders = [torch.randperm(len(a), generator=generator) for _ in range(permutations)]
+    orders = [torch.randperm(len(a), generator=generator, device=a.device) for _ in range(permutations)]
     labels = torch.stack([a, *(a[order] for order in orders)])
     values = ((labels @ matrix) * labels).sum(1)
     observed, null = values[0], values[1:]
-    as_large = (null >= observed * (1 - 1e-12)).sum().item()
+    rounding = 1e-12 * matrix.abs().max()  # of sums that would be equal
+    as_large = (null >= observed - rounding).sum().item()
     return TwoSampleTest(observed.item(), (1 + as_large) / (1 + permutations), null.mean().item())
 
 
@@ -74,6 +79,7 @@ def _matrix(pooled: Tensor, statistic: Statistic) -> Tensor:
     if statistic == "energy_distance":
         return -distances
     if statistic == "mmd":
-        bandwidth = distances[distances > 0].median()
-        return torch.exp(-0.5 * (distances / bandwidth).square())
+        apart = distances[distances > 0]
+        # Rows that are all the same are at no distance, whatever the bandwidth.
+        return torch.exp(-0.5 * (distances / (apart.median() if len(apart) else 1.0)).square())
     raise ValueError(f"statistic must be energy_distance or mmd, but is {statistic!r}.")

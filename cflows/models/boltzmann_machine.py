@@ -56,7 +56,7 @@ class BoltzmannMachine(ExactDensity):
         super().__init__(event_shape)
         self.n = self.event_shape.numel()
         start = torch.zeros(self.n, self.n) if W is None else _symmetric(as_float(W.detach()), self.n)
-        self.pairs = nn.Buffer(torch.triu_indices(self.n, self.n, 1), persistent=False)
+        self.pairs = nn.Buffer(torch.triu_indices(self.n, self.n, 1, device=start.device), persistent=False)
         self.couplings = nn.Parameter(start[tuple(self.pairs)])
         b = start.new_zeros(self.n)
         self.b = nn.Parameter(b) if bias else nn.Buffer(b, persistent=False)
@@ -131,7 +131,7 @@ class BoltzmannMachine(ExactDensity):
         if sweeps < 1:
             raise ValueError(f"gibbs needs 1 sweep or more, but has sweeps={sweeps}.")
         fields = list(zip(self.W, self.b, strict=True))
-        spins = self._rows(y)[0].T.clone()  # a spin of all chains lies together
+        spins = self._rows(y)[0].T.clone(memory_format=torch.contiguous_format)  # a spin of all chains lies together
         for sweep in range(sweeps):
             u = torch.rand(spins.shape, generator=generator, dtype=spins.dtype, device=spins.device)
             for i, (w, b) in enumerate(fields):
@@ -197,7 +197,8 @@ class ContrastiveDivergence(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.sweeps = model, sweeps
-        coins = torch.randint(2, (chains, *model.event_shape), generator=generator) if persistent else None
+        size, device = (chains, *model.event_shape), model.b.device
+        coins = torch.randint(2, size, generator=generator, device=device) if persistent else None
         self.register_buffer("chains", None if coins is None else (2 * coins - 1).to(model.b))
 
     def forward(self, batch: Values, context: Context = None, *, generator: Rng = None) -> Float[Tensor, ""]:

@@ -81,7 +81,15 @@ class EnergyModel(GenerativeModel, Conservative):
             temperatures: steps from the base to the model.
             context: one context `(features,)`: each has a Z of its own.
             generator: source of the randomness.
+
+        Raises:
+            ValueError: more than one context.
         """
+        if context is not None and context.ndim != 1:
+            raise ValueError(
+                "each context has a constant of its own: give one, (features,), not one of shape "
+                f"{tuple(context.shape)}."
+            )
         folded = fold_context(context, torch.Size((particles,)))
         return annealed_importance_sampling(
             conditioned(self.log_density, folded),

@@ -52,7 +52,8 @@ class NCSN(GenerativeModel):
         start: chains start from `normal`, N(0, σ₁² I), or `uniform` on [0, 1), as the papers do for images.
 
     Raises:
-        ValueError: a network and a conditioning that do not go together, or a ladder that does not fall.
+        ValueError: a network and a conditioning that do not go together, a ladder that does not fall, a single level
+            without a step size, or a step size that is not positive.
 
     Example:
         >>> model = NCSN(2, sigmas=[1.0, 0.1], data_std=2.0)
@@ -85,7 +86,11 @@ class NCSN(GenerativeModel):
         if start not in ("normal", "uniform"):
             raise ValueError(f"NCSN starts from normal or uniform, not {start!r}.")
         ladder = geometric_ladder(1.0, 0.01, levels=10) if sigmas is None else as_ladder(sigmas)
-        self.register_buffer("sigmas", ladder.to(torch.get_default_dtype()).clone())
+        if step_size is None and len(ladder) < 2:
+            raise ValueError("NCSN matches its step size to two levels or more, but there is one: give step_size.")
+        if step_size is not None and not step_size > 0:
+            raise ValueError(f"NCSN needs step_size > 0, but it is {step_size}.")
+        self.register_buffer("sigmas", ladder.clone())
         self.step_size, self.steps, self.denoise, self.start = step_size, steps, denoise, start
         network = network or ("mlp" if len(self.event_shape) == 1 else "unet")
         kinds: dict[str, Callable[[], nn.Module]] = {
@@ -133,7 +138,7 @@ class NCSN(GenerativeModel):
             lambda x, sigma: self.score(x, sigma, folded),
             self.sigmas,
             x if self.start == "uniform" else x * self.sigmas[0].to(x.dtype),
-            step_size=self.step_size or matched_step_size(self.sigmas, steps=self.steps),
+            step_size=matched_step_size(self.sigmas, steps=self.steps) if self.step_size is None else self.step_size,
             steps=self.steps,
             denoise=self.denoise,
             generator=generator,

@@ -51,7 +51,7 @@ class Embedded(nn.Module):
             raise ValueError(f"conditioning='embedding' goes with network mlp or unet, not {network!r}.")
 
     def forward(self, x: Tensor, sigma: Tensor, ladder: Tensor, context: Tensor | None) -> Tensor:
-        """The score, like `x`; log σ enters on a scale from -1 to 1 over the ladder."""
+        """The score, like `x`; log σ enters less its middle, within ±1: over half the ladder's width, at least 1."""
         high, low = ladder[0].log(), ladder[-1].log()
         u = (sigma.log() - (high + low) / 2) / ((high - low) / 2).clamp(min=1.0)
         embedding = join_context(self.embedding(u), context, self.context_features)

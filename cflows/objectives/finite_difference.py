@@ -25,7 +25,8 @@ class FiniteDifferenceScoreMatching(nn.Module):
 
     Args:
         score: score(x) or score(x, context), the network; without dropout, whose noise would be divided by δ.
-        delta: step δ > 0 along v; the error of the loss falls as δ², rounding grows as 1/δ (scores), 1/δ² (densities).
+        delta: step δ > 0 along v; the error of the loss falls as δ², rounding grows as 1/δ (scores), 1/δ² (densities):
+            in float32 and 784 dimensions 0.02 nats a row of a log-density at 0.05, 0.5 at 0.01.
         projections: directions a row.
         distribution: `rademacher`, `gaussian` or `sphere` (of radius √D).
 
@@ -41,7 +42,7 @@ class FiniteDifferenceScoreMatching(nn.Module):
         self,
         score: StaticScore,
         *,
-        delta: float = 0.01,
+        delta: float = 0.05,
         projections: int = 1,
         distribution: ProbeLaw = "rademacher",
     ) -> None:

@@ -93,7 +93,7 @@ class LadderDenoising(nn.Module):
         if isinstance(weighting, str) and weighting not in ("variance", "uniform"):
             raise ValueError(f"weighting must be variance, uniform or a function of σ, but is {weighting!r}.")
         self.score = score
-        self.register_buffer("sigmas", as_ladder(sigmas), persistent=False)
+        self.register_buffer("sigmas", as_ladder(sigmas).clone())
         self.weighting = weighting
 
     def forward(

@@ -17,8 +17,9 @@ class RefineNet(nn.Module):
     The first stage is at full resolution, the second halves the sides, the third and fourth dilate their convolutions
     by 2 and 4 instead. A RefineNet block passes each input through residual units, fuses them at the finer resolution,
     adds a chain of average poolings, and ends in residual units: stage 4 alone, then each stage with what came of the
-    stage behind it. `InstanceNormPlus` goes before every convolution and pooling; with `levels` its parameters depend
-    on the noise level. A side n becomes ⌈n/2⌉ and comes back as n, so that every side works. Rows never mix.
+    stage behind it. `InstanceNormPlus` goes before every convolution of a block and every pooling; with `levels` its
+    parameters depend on the noise level. A side n becomes ⌈n/2⌉ and comes back as n, so that every side works. Rows
+    never mix.
 
     References:
         Lin et al., "RefineNet", 2017, section 3; Song and Ermon, "Generative modeling by estimating gradients of the

@@ -67,6 +67,12 @@ def test_each_context_has_its_own_constant() -> None:
         assert abs(z.log_z_nats.item() - 0.5 * context.square().sum().item()) < 5 * z.std_error_nats.item() + 1e-9
 
 
+def test_several_contexts_have_no_common_constant() -> None:
+    model = EnergyModel(2, hidden=(8,), context_features=1)
+    with pytest.raises(ValueError, match=r"give one, \(features,\), not one of shape \(5, 1\)"):
+        model.normalizing_constant(particles=5, context=torch.zeros(5, 1))
+
+
 @pytest.mark.slow
 def test_sliced_score_matching_trains_an_energy() -> None:
     """Two overlapping modes: the trained log-density, normalized by its own Z, is close to the truth."""

@@ -112,6 +112,8 @@ def test_training_finds_two_modes_and_their_weights() -> None:
         ({"network": "refinenet"}, "embedding' goes with network mlp or unet"),
         ({"conditioning": "scaling", "context_features": 2}, "only conditioning='embedding' takes a context"),
         ({"sigmas": (0.1, 1.0)}, "fall strictly"),
+        ({"sigmas": (0.1,)}, "two levels or more, but there is one: give step_size"),
+        ({"step_size": 0.0}, "step_size > 0, but it is 0.0"),
     ],
 )
 def test_what_does_not_go_together_is_named(keywords, sentence) -> None:

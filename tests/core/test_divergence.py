@@ -159,6 +159,23 @@ def test_several_probes_are_each_alone_in_value_and_gradient(name: str) -> None:
     assert sum(g.abs().sum() for g in each) > 1e-3
 
 
+def test_several_probes_of_a_gradient_through_a_group_norm() -> None:
+    """Its first derivative is a second one of the norm, with gradients wanted or not."""
+    net = perturb(seeded(NETS["group-norm"][0]), rng(21), std=0.2)
+    x = normal(4, (1, 2, 2), rng(22))
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        return gradient
+
+    probes = Hutchinson(probes=4).draw(x, rng(23))
+    with torch.no_grad():
+        found = Hutchinson(probes=4)(score, x, probes)[1]
+        expected = torch.cat([Hutchinson()(score, x, v[None])[1] for v in probes], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_inference_mode_is_refused(name: str) -> None:
     """It switches autograd off for good: the divergence of every field would be 0."""

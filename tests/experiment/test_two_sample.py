@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import scipy.stats
@@ -69,7 +70,15 @@ def test_images_count_as_flat() -> None:
     assert two_sample_test(x, y, generator=rng(9)) == flat
 
 
+def test_rows_that_are_all_the_same_do_not_differ() -> None:
+    for statistic in ("energy_distance", "mmd"):
+        found = two_sample_test(torch.zeros(4, 2), torch.zeros(5, 2), statistic=statistic, permutations=99)
+        assert (found.statistic, found.p_value) == (pytest.approx(0.0, abs=1e-12), 1.0)
+
+
 def test_errors() -> None:
+    with pytest.raises(ValueError, match="row 6 of the pooled samples is not"):
+        two_sample_test(torch.zeros(5, 2), torch.tensor([[0.0, 1.0], [math.nan, 0.0]]))
     with pytest.raises(ValueError, match="2 rows or more"):
         two_sample_test(torch.zeros(1, 2), torch.zeros(5, 2))
     with pytest.raises(ValueError, match="energy_distance or mmd"):
