@@ -21,6 +21,14 @@ RESULTS = (
     "autoregressive_speed",
     "autoregressive_growth",
     "inverse_modes",
+    "boltzmann",
+    "score_field",
+    "annealing",
+    "langevin_bias",
+    "ncsn_toys",
+    "energy_model",
+    "ncsn_images",
+    "score_matching_speed",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),

@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = tuple(ROOT / page for page in ("docs/results.md", "docs/score_matching.md", "docs/boltzmann.md", "README.md"))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -85,6 +85,86 @@ TABLES: dict[str, list[Column]] = {
         ("largest residual", lambda r: f"{r['max_residual']:.0e}"),
         ("largest error", lambda r: f"{r['max_error']:.0e}"),
     ],
+    "boltzmann": [
+        ("std of couplings", lambda r: f"{r['coupling_std']:g}"),
+        ("method", lambda r: r["method"]),
+        ("RMS error of a coupling", lambda r: f"{r['rms_error']:.3f}"),
+        ("KL(truth ‖ found) (nats)", lambda r: f"{r['kl_nats']:.4f} ± {r['kl_error_nats']:.4f}"),
+        ("time (s)", lambda r: f"{r['seconds']:.1f}"),
+    ],
+    "score_field": [
+        ("objective", lambda r: r["objective"]),
+        ("E ‖learned − exact‖² under the data", lambda r: f"{r['fisher_divergence']:.4f}"),
+        ("relative error where log p > −5", lambda r: f"{100 * r['above -5']:.1f} %"),
+        ("−10 to −5", lambda r: f"{100 * r['-10 to -5']:.1f} %"),
+        ("below −10", lambda r: f"{100 * r['below -10']:.1f} %"),
+        ("training (s)", lambda r: f"{r['seconds']:.0f}"),
+    ],
+    "annealing": [
+        ("chain", lambda r: r["chain"]),
+        ("ε", lambda r: f"{r['step_size']:g}" if "step_size" in r else ""),
+        ("steps", lambda r: _steps(r)),
+        ("weight of the small mode", lambda r: f"{r['weight']:.3f} ± {r['weight_error']:.3f}"),
+        ("energy distance", lambda r: f"{r['energy_distance']:.3f} ± {r['energy_distance_error']:.3f}"),
+        ("acceptance", lambda r: f"{r['acceptance']:.2f}" if "acceptance" in r else ""),
+        ("time (s)", lambda r: f"{r['seconds']:.1f}" if "seconds" in r else ""),
+    ],
+    "langevin_bias": [
+        ("ε", lambda r: f"{r['step_size']:g}"),
+        ("stationary variance, closed form", lambda r: f"{r['closed_form']:.4f}"),
+        ("Langevin", lambda r: f"{r['langevin_variance']:.4f} ± {r['langevin_error']:.4f}"),
+        ("MALA", lambda r: f"{r['mala_variance']:.4f} ± {r['mala_error']:.4f}"),
+        ("acceptance of MALA", lambda r: f"{r['acceptance']:.3f}"),
+    ],
+    "ncsn_toys": [
+        ("toy", lambda r: r["toy"]),
+        ("draws of", lambda r: r["draws"]),
+        ("energy distance", lambda r: f"{r['energy_distance']['statistic']:.4f}"),
+        ("under permutation", lambda r: f"{r['energy_distance']['null_mean']:.4f}"),
+        ("p", lambda r: f"{r['energy_distance']['p_value']:.3f}"),
+        ("MMD²", lambda r: f"{r['mmd']['statistic']:.5f}"),
+        ("under permutation ", lambda r: f"{r['mmd']['null_mean']:.5f}"),
+        ("p ", lambda r: f"{r['mmd']['p_value']:.3f}"),
+    ],
+    "energy_model": [
+        ("temperatures", lambda r: str(r["temperatures"])),
+        ("log Z by sampling (nats)", lambda r: f"{r['log_z_nats']:.3f} ± {r['log_z_error_nats']:.3f}"),
+        ("log Z by quadrature (nats)", lambda r: f"{r['log_z_quadrature_nats']:.3f}"),
+        ("effective particles", lambda r: f"{r['effective_sample_size']:.0f}"),
+        ("acceptance", lambda r: f"{r['acceptance']:.2f}"),
+        ("test -log p (nats)", lambda r: f"{r['nll_nats']:.3f} ± {r['error_nats']:.3f}"),
+        ("entropy (nats)", lambda r: f"{r['entropy_nats']:.3f}"),
+    ],
+    "ncsn_images": [
+        ("data", lambda r: r["data"]),
+        ("draws", lambda r: str(r["samples"])),
+        ("confident: draws", lambda r: f"{100 * r['confident_share']:.1f} ± {100 * r['confident_share_error']:.1f} %"),
+        ("test images", lambda r: f"{100 * r['test_share']:.1f} %"),
+        ("mixed pixels", lambda r: f"{100 * r['mixed_share']:.1f} %"),
+        ("accuracy of the classifier", lambda r: f"{100 * r['classifier_accuracy']:.1f} %"),
+        ("draws taken for 0, 1, ..., 9", lambda r: ", ".join(map(str, r["classes"]))),
+        ("σ₁", lambda r: f"{r['sigma_max']:.1f}"),
+        ("score evaluations", lambda r: str(r["score_evaluations"])),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("steps", lambda r: f"{r['train_step']:,}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+        ("sampling (s)", lambda r: f"{r['sample_seconds']:.0f}"),
+    ],
+    "score_matching_speed": [
+        ("network", lambda r: r["network"]),
+        ("event", lambda r: "×".join(map(str, r["event_shape"]))),
+        ("rows", lambda r: str(r["rows"])),
+        ("plain pass (ms)", lambda r: f"{r['plain_ms']:.1f}"),
+        ("sliced / plain, target 4", lambda r: _ratio(r, "sliced")),
+        ("with (vᵀs)², target 4", lambda r: _ratio(r, "projected")),
+        ("finite differences", lambda r: f"{r['finite_difference']:.2f}"),
+        ("denoising", lambda r: f"{r['denoising']:.2f}"),
+        ("on a ladder", lambda r: f"{r['ladder']:.2f}"),
+        ("implicit", lambda r: f"{r['implicit']:.1f}" if "implicit" in r else ""),
+        ("exact trace / D products, target 1.5", lambda r: _ratio(r, "trace") if "trace" in r else ""),
+        ("the same in training, target 1.5", lambda r: _ratio(r, "trace_training") if "trace" in r else ""),
+        ("met", lambda r: "yes" if r["met"] else "no"),
+    ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),
         ("kind", lambda r: r["kind"]),
@@ -145,6 +225,13 @@ TABLES: dict[str, list[Column]] = {
         ("evaluation (s)", lambda r: f"{r['seconds']:.0f}"),
     ],
 }
+
+
+def _steps(row: Row) -> str:
+    """Empty for draws that take none."""
+    if "levels" in row:
+        return f"{row['levels']} × {row['steps']}"
+    return str(row.get("steps", ""))
 
 
 def _milliseconds(row: Row, peer: str) -> str:
