@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import DOCS, RUNS
-from benchmarks.toys import EXTENT, SIDE, density
+from benchmarks.toys import EXTENT, density, histogram
 from cflows import EnergyModel
-from core.shapes import fold_batch
 from experiment import load_config, load_run, train
-from experiment.data import TOY_ENTROPY_NATS, sample_toy
+from experiment.data import TOY_ENTROPY_NATS
 from experiment.files import write_atomic
 from experiment.plots import density_figure, png
 
@@ -49,13 +48,11 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         )
 
     def log_prob(x: Tensor) -> Tensor:
-        z, log_det = model.preprocessing(fold_batch(x, model.event_shape, owner=TOY)[0])
+        z, log_det = model.preprocessing(x)
         return energy.log_density(z) + log_det - exact
 
-    x = sample_toy(TOY, 2_000_000, torch.Generator().manual_seed(0))
-    histogram = torch.histogramdd(x.flip(1), SIDE, range=[*EXTENT[2:], *EXTENT[:2]], density=True).hist
-    panels = {f"{TOY}: data": histogram.double().numpy()}
-    panels["energy model"] = density(SimpleNamespace(log_prob=log_prob), extent=EXTENT)
+    modelled = density(SimpleNamespace(log_prob=log_prob), extent=EXTENT)
+    panels = {f"{TOY}: data": histogram(TOY), "energy model": modelled}
     figure = density_figure(panels, extent=EXTENT, title="An energy trained by sliced score matching")
     write_atomic(DOCS / "figures" / f"energy-{TOY}.png", png(figure))
     return {"config": f"configs/{TOY}/energy.toml", "particles": PARTICLES}, rows

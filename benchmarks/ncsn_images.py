@@ -30,9 +30,9 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for name, count in SAMPLES.items():
         config = load_config(f"configs/{name}/ncsn.toml")
         run = train(config, RUNS / f"{name}-ncsn", data_root=DATA, resume=True, progress_bar=True)
-        best, levels = load_best(run), load_run(run.path).base.sigmas
+        best, model = load_best(run), load_run(run.path)
         started = time.monotonic()
-        draws = load_run(run.path).sample((count,), generator=torch.Generator().manual_seed(0)).flatten(1).numpy()
+        draws = model.sample((count,), generator=torch.Generator().manual_seed(0)).flatten(1).numpy()
         seconds = time.monotonic() - started
         bins, image_shape = run.environment["bins"], tuple(run.environment["image_shape"])
         known, unseen = labelled_digits() if name == "digits" else labelled_mnist(DATA)
@@ -52,8 +52,8 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "parameters": best["parameters"],
                 "train_step": best["step"],
                 "train_seconds": best["seconds"],
-                "sigma_max": levels[0].item(),
-                "score_evaluations": len(levels) * config.model.sampler.steps + 1,
+                "sigma_max": model.base.sigmas[0].item(),
+                "score_evaluations": len(model.base.sigmas) * config.model.sampler.steps + 1,
                 "sample_seconds": seconds,
             }
         )

@@ -21,7 +21,7 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Test -log p beside the entropy, which nothing can beat by more than the noise."""
     rows = []
     for toy in TOYS:
-        panels = {f"{toy}: data": _histogram(toy)}
+        panels = {f"{toy}: data": histogram(toy)}
         for model in MODELS:
             config = load_config(f"configs/{toy}/{model}.toml")
             run = train(config, RUNS / f"{toy}-{model}", resume=True, progress_bar=True)
@@ -44,7 +44,8 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {"configs": [f"configs/{toy}/{model}.toml" for toy in TOYS for model in MODELS]}, rows
 
 
-def _histogram(toy: str) -> np.ndarray:
+def histogram(toy: str) -> np.ndarray:
+    """The density of two million draws in the cells of `density`."""
     x = sample_toy(toy, 2_000_000, torch.Generator().manual_seed(0)).numpy()
     span = [list(EXTENT[:2]), list(EXTENT[2:])]
     return np.histogram2d(x[:, 1], x[:, 0], bins=SIDE, range=[span[1], span[0]], density=True)[0]

@@ -115,12 +115,9 @@ def _ladder(section: Ladder, rows: Rows | None) -> Tensor:
     sigma_max = section.sigma_max
     if sigma_max == "largest_distance":
         # Without rows any ladder of this length will do: the state dict brings the one that was trained.
-        sigma_max = 2 * section.sigma_min if rows is None else largest_distance(rows(), generator=_seeded()).item()
+        fixed = torch.Generator().manual_seed(0)
+        sigma_max = 2 * section.sigma_min if rows is None else largest_distance(rows(), generator=fixed).item()
     return geometric_ladder(sigma_max, section.sigma_min, levels=section.levels)
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _sde(section: VPProcess | SubVPProcess | VEProcess) -> SDE:
