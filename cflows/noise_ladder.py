@@ -13,7 +13,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
 from torch import Tensor
 
-from core.density import Rng
+from core.rng import Rng, for_all_rows
 from core.shapes import as_float
 
 
@@ -81,7 +81,8 @@ def largest_distance(
         raise ValueError("the largest distance needs at least one row, but there is none.")
     x = data.flatten(1)
     if len(x) > rows:
-        x = x[torch.randperm(len(x), generator=generator, device=x.device)[:rows]]
+        one = for_all_rows(generator, owner="largest_distance")
+        x = x[torch.randperm(len(x), generator=one, device=x.device)[:rows]]
     # cdist squares its points: in float32 the mean that they share would take their digits.
     x = x - x.mean(0)
     return torch.stack([torch.cdist(part, x).max() for part in x.split(1000)]).max()

@@ -9,8 +9,9 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from cflows.sde import SDE, Score, probability_flow
-from core.density import DensityModel, Kind, LikelihoodEstimate, Rng
+from core.density import DensityModel, Kind, LikelihoodEstimate
 from core.divergence import Divergence, ExactDivergence, Hutchinson
+from core.rng import Rng
 from core.shapes import fold_batch, sum_event
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

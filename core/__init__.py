@@ -3,6 +3,7 @@
 from core.bases import DiagonalNormal, GaussianMixture, StandardLogistic, StandardNormal, StandardUniform
 from core.density import DensityModel, GenerativeModel, LikelihoodEstimate
 from core.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
+from core.rng import RowGenerators
 from core.units import bits_per_dim
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "HutchPlusPlus",
     "Hutchinson",
     "LikelihoodEstimate",
+    "RowGenerators",
     "StandardLogistic",
     "StandardNormal",
     "StandardUniform",

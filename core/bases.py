@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.density import Context, ExactDensity, Nats, Rng, Values
+from core.density import Context, ExactDensity, Nats, Values
+from core.rng import Rng, for_all_rows, rand, randn
 from core.shapes import align, as_float, fold_batch, sum_event
 
 LOG_2PI = math.log(2 * math.pi)
@@ -49,11 +50,11 @@ class Base(ExactDensity, abc.ABC):
 
     def _randn(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         size = (*shape, *self.event_shape)
-        return torch.randn(size, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
+        return randn(size, generator, like=self.anchor)
 
     def _rand(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         size = (*shape, *self.event_shape)
-        return torch.rand(size, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
+        return rand(size, generator, like=self.anchor)
 
 
 class StandardNormal(Base):
@@ -261,6 +262,7 @@ class GaussianMixture(Base):
         noise = self._randn(shape, generator)
         count = math.prod(shape)
         weights = self.log_weights.exp()
-        k = torch.multinomial(weights, max(count, 1), replacement=True, generator=generator)[:count].reshape(shape)
+        one = for_all_rows(generator, owner="GaussianMixture")
+        k = torch.multinomial(weights, max(count, 1), replacement=True, generator=one)[:count].reshape(shape)
         spread = self.eigenvalues[k].sqrt() * noise
         return self.means[k] + torch.einsum("...dj,...j->...d", self.eigenvectors[k], spread)

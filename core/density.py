@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from core.rng import Rng
 from core.shapes import as_event_shape
 
 Kind = Literal["exact", "estimate", "bound"]
@@ -17,7 +18,6 @@ Kind = Literal["exact", "estimate", "bound"]
 Values = Shaped[Tensor, "..."]  # (*batch, *event)
 Nats = Float[Tensor, "..."]  # (*batch,)
 Context = Float[Tensor, "*b features"] | None
-Rng = torch.Generator | None
 
 
 def weakest(*kinds: Kind) -> Kind:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.density import Rng
+from core.rng import Rng, for_all_rows, randn
 
 Rows = Float[Tensor, "rows ..."]  # (rows, *event)
 Probes = Float[Tensor, "k rows ..."]
@@ -228,10 +228,10 @@ def draw_probes(count: int, x: Rows, distribution: ProbeLaw, generator: Rng) -> 
         distribution: `rademacher` (signs), `gaussian`, or `sphere` (uniform on the sphere of radius √D).
         generator: source of the randomness.
     """
-    size = (count, *x.shape)
+    size, one = (count, *x.shape), for_all_rows(generator, owner="a trace probe")
     if distribution == "rademacher":
-        return torch.randint(2, size, generator=generator, device=x.device).to(x.dtype) * 2 - 1
-    v = torch.randn(size, generator=generator, dtype=x.dtype, device=x.device)
+        return torch.randint(2, size, generator=one, device=x.device).to(x.dtype) * 2 - 1
+    v = randn(size, one, like=x)
     if distribution == "gaussian":
         return v
     radius = math.sqrt(math.prod(x.shape[1:]))

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from core.density import Kind, Rng, weakest
+from core.density import Kind, weakest
+from core.rng import Rng
 from core.shapes import as_event_shape
 
 Events = Shaped[Tensor, "rows ..."]  # (rows, *event)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.bases import LOG_2PI
-from core.density import Rng
 from core.nets.masked import MaskedMLP
+from core.rng import Rng, rand, randn
 from discrete.bijections.mixture import MixtureTransformer
 from discrete.bijections.transformers import AffineTransformer
 
@@ -115,7 +115,7 @@ class MixtureConditional(Conditional):
         """One uniform a value for the component, one normal for the value."""
         with torch.no_grad():
             mixture = self.transformer.mixture(theta)
-            u = torch.rand(theta.shape[:-1], generator=generator, dtype=theta.dtype, device=theta.device)
+            u = rand(theta.shape[:-1], generator, like=theta)
             # Rounding of the sum cannot lead past the last component.
             k = (u >= mixture.log_w.exp().cumsum(0)[:-1]).sum(0, keepdim=True)
             mu, log_s = mixture.mu.gather(0, k)[0], mixture.log_s.gather(0, k)[0]
@@ -147,4 +147,4 @@ def draw_in_turn(
 
 
 def _randn(theta: Tensor, generator: Rng) -> Tensor:
-    return torch.randn(theta.shape[:-1], generator=generator, dtype=theta.dtype, device=theta.device)
+    return randn(theta.shape[:-1], generator, like=theta)

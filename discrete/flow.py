@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from core.bases import StandardLogistic, StandardNormal
-from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Rng, Values
+from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
+from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 from discrete.bijection import Bijection, Direction
 

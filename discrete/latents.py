@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from core.density import Context, Rng, Values
+from core.density import Context, Values
+from core.rng import Rng
 from discrete.flow import Flow
 
 

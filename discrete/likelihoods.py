@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.density import Rng
+from core.rng import Rng, rand
 from discrete.bijections.transformers import soft_bound
 from discrete.conditionals import Conditional
 
@@ -194,8 +194,7 @@ def build_likelihood(name: str, *, bins: int, components: int) -> Likelihood:
 
 def _uniform(theta: Tensor, count: int, generator: Rng) -> Tensor:
     """Uniforms `(..., count)`."""
-    size = (*theta.shape[:-1], count)
-    return torch.rand(size, generator=generator, dtype=theta.dtype, device=theta.device)
+    return rand((*theta.shape[:-1], count), generator, like=theta)
 
 
 def _invert(masses: Tensor, u: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.density import Context, ExactDensity, Nats, Rng, Values
+from core.density import Context, ExactDensity, Nats, Values
+from core.rng import Rng
 from core.shapes import fold_batch, fold_context, sum_event
 from discrete.likelihoods import Likelihood
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from core.density import Rng
+from core.rng import Rng
 from discrete.bijection import Bijection, Compose, Context, Events, Inverse, Mapped, chain, inverses
 from discrete.bijections.normalization import BatchNorm
 

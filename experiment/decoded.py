@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import torch
 
 from core import GenerativeModel
-from core.density import Context, Rng, Values
+from core.density import Context, Values
+from core.rng import Rng
 from discrete import Bijection
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from cflows.objectives.rows import mean_over_rows
 from cflows.samplers.sampler import Callback
-from core.density import Context, ExactDensity, Nats, Rng, Values
+from core.density import Context, ExactDensity, Nats, Values
+from core.rng import Rng, for_all_rows, rand
 from core.shapes import as_float, fold_batch
 
 MOST_SPINS = 20  # 2²⁰ log-densities take 8 MiB in float64
@@ -103,7 +104,7 @@ class BoltzmannMachine(ExactDensity):
         with torch.no_grad():
             # In float32 small masses would vanish beside sums near 1.
             below = self._log_densities().double().softmax(0).cumsum(0)[:-1]
-            u = torch.rand(math.prod(shape), generator=generator, dtype=below.dtype, device=below.device)
+            u = rand((math.prod(shape),), generator, like=below)
             states = torch.searchsorted(below, u, right=True)
             return _spins(states, self.n).to(self.b.dtype).reshape(*shape, *self.event_shape)
 
@@ -133,7 +134,7 @@ class BoltzmannMachine(ExactDensity):
         fields = list(zip(self.W, self.b, strict=True))
         spins = self._rows(y)[0].T.clone(memory_format=torch.contiguous_format)  # a spin of all chains lies together
         for sweep in range(sweeps):
-            u = torch.rand(spins.shape, generator=generator, dtype=spins.dtype, device=spins.device)
+            u = rand(spins.shape, for_all_rows(generator, owner="gibbs"), like=spins)
             for i, (w, b) in enumerate(fields):
                 spins[i] = torch.where(u[i] < torch.sigmoid(2 * (w @ spins + b)), 1.0, -1.0)
             if callback is not None:
@@ -198,7 +199,8 @@ class ContrastiveDivergence(nn.Module):
         super().__init__()
         self.model, self.sweeps = model, sweeps
         size, device = (chains, *model.event_shape), model.b.device
-        coins = torch.randint(2, size, generator=generator, device=device) if persistent else None
+        one = for_all_rows(generator, owner="ContrastiveDivergence")
+        coins = torch.randint(2, size, generator=one, device=device) if persistent else None
         self.register_buffer("chains", None if coins is None else (2 * coins - 1).to(model.b))
 
     def forward(self, batch: Values, context: Context = None, *, generator: Rng = None) -> Float[Tensor, ""]:

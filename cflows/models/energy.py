@@ -9,8 +9,9 @@ from cflows.samplers.annealed_importance import NormalizingConstant, annealed_im
 from cflows.samplers.mala import mala
 from cflows.score import Conservative, conditioned, log_density_and_score
 from core.bases import DiagonalNormal
-from core.density import Context, DensityModel, GenerativeModel, Rng, Values
+from core.density import Context, DensityModel, GenerativeModel, Values
 from core.nets import MLP
+from core.rng import Rng
 from core.shapes import fold_context
 
 

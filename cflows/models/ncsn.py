@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from cflows.models.noise_conditioning import Embedded, Indexed, Scaled
 from cflows.noise_ladder import as_ladder, geometric_ladder, matched_step_size
 from cflows.samplers.annealed_langevin import annealed_langevin
-from core.density import Context, GenerativeModel, Rng, Values
+from core.density import Context, GenerativeModel, Values
+from core.rng import Rng, rand, randn
 from core.shapes import fold_context
 
 Conditioning = Literal["embedding", "scaling", "instance_norm"]
@@ -131,9 +132,9 @@ class NCSN(GenerativeModel):
     def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
         """Draws `(*shape, *event)` by annealed Langevin."""
         folded = fold_context(context, torch.Size(shape))
-        draw = torch.rand if self.start == "uniform" else torch.randn
+        draw = rand if self.start == "uniform" else randn
         size = (math.prod(shape), *self.event_shape)
-        x = draw(size, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
+        x = draw(size, generator, like=self.anchor)
         x = annealed_langevin(
             lambda x, sigma: self.score(x, sigma, folded),
             self.sigmas,

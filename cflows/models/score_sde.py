@@ -11,10 +11,11 @@ from cflows.probability_flow import ODESolver, default_divergence, probability_f
 from cflows.samplers.euler_maruyama import EulerMaruyama
 from cflows.samplers.sampler import Sampler
 from cflows.sde import SDE, VPSDE
-from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Rng, Values
+from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
 from core.nets import FourierEmbedding, ModulatedMLP
 from core.nets.mlp import join_context
+from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cflows.objectives.rows import mean_over_rows, spread_evenly
 from cflows.sde import SDE
-from core.density import Context, Rng
+from core.density import Context
+from core.rng import Rng, randn
 from core.shapes import align
 
 
@@ -99,7 +100,7 @@ class DenoisingScoreMatching(nn.Module):
             ValueError: an empty batch.
         """
         t, weight = self.weighting.times(spread_evenly(batch, generator), self.sde, self.t_min)
-        eps = torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device=batch.device)
+        eps = randn(batch.shape, generator, like=batch)
         scale, std = (align(part, batch) for part in self.sde.marginal(t))
         x_t = scale * batch + std * eps
         s = self.score(x_t, t) if context is None else self.score(x_t, t, context)

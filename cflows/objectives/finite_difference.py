@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from cflows.objectives.rows import mean_over_rows
 from cflows.score import Conservative, StaticScore, conditioned
-from core.density import Context, Rng
+from core.density import Context
 from core.divergence import Field, Hutchinson, ProbeLaw
+from core.rng import Rng
 
 
 class FiniteDifferenceScoreMatching(nn.Module):

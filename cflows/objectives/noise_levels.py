@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cflows.noise_ladder import as_ladder
 from cflows.objectives.rows import half_square, mean_over_rows, spread_evenly
 from cflows.score import StaticScore, conditioned
-from core.density import Context, Rng
+from core.density import Context
+from core.rng import Rng, randn
 from core.shapes import align
 
 LevelWeighting = Literal["variance", "uniform"] | Callable[[Tensor], Tensor]
@@ -54,7 +55,7 @@ class FixedNoiseDenoising(nn.Module):
         Raises:
             ValueError: an empty batch.
         """
-        eps = torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device=batch.device)
+        eps = randn(batch.shape, generator, like=batch)
         s = conditioned(self.score, context)(batch + self.sigma * eps)
         return mean_over_rows(half_square(s + eps / self.sigma), owner=type(self).__name__)
 
@@ -106,7 +107,7 @@ class LadderDenoising(nn.Module):
         """
         index = (spread_evenly(batch, generator) * len(self.sigmas)).long()
         sigma = self.sigmas[index.clamp(max=len(self.sigmas) - 1)].to(batch.dtype)
-        eps = torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device=batch.device)
+        eps = randn(batch.shape, generator, like=batch)
         std = align(sigma, batch)
         x = batch + std * eps
         s = self.score(x, sigma) if context is None else self.score(x, sigma, context)

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.density import Rng
+from core.rng import Rng, for_all_rows, rand
 
 
 def spread_evenly(batch: Float[Tensor, "rows ..."], generator: Rng) -> Float[Tensor, " rows"]:
     """u of each row, uniform on [0, 1) and one from the next 1/rows apart: one common random offset."""
     rows = len(batch)
-    offset = torch.rand((), generator=generator, dtype=batch.dtype, device=batch.device)
+    offset = rand((), for_all_rows(generator, owner="a spread of times"), like=batch)
     return (offset + torch.arange(rows, dtype=batch.dtype, device=batch.device) / max(rows, 1)) % 1
 
 

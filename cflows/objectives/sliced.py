@@ -3,8 +3,9 @@ from torch import Tensor, nn
 
 from cflows.objectives.rows import half_square, mean_over_rows
 from cflows.score import StaticScore, conditioned
-from core.density import Context, Rng
+from core.density import Context
 from core.divergence import Hutchinson, ProbeLaw
+from core.rng import Rng
 
 
 class SlicedScoreMatching(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 from cflows.samplers.langevin import check_walk
 from cflows.samplers.mala import mala
 from cflows.score import LogDensity
-from core.density import DensityModel, Rng
+from core.density import DensityModel
+from core.rng import Rng
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from cflows.noise_ladder import as_ladder
 from cflows.samplers.langevin import check_walk, langevin
 from cflows.samplers.sampler import Callback
 from cflows.sde import Rows
-from core.density import Rng
+from core.rng import Rng
 
 
 @torch.no_grad()

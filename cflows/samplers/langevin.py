@@ -4,7 +4,7 @@ import torch
 
 from cflows.samplers.sampler import Callback
 from cflows.sde import Rows
-from core.density import Rng
+from core.rng import Rng, randn
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def langevin(
     check_walk("langevin", step_size, steps)
     x = x.detach()
     for step in range(steps):
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        z = randn(x.shape, generator, like=x)
         x = x + step_size * score(x) + (2 * step_size) ** 0.5 * z
         if callback is not None:
             callback(step, x)

@@ -8,7 +8,7 @@ from cflows.samplers.langevin import check_walk
 from cflows.samplers.sampler import Callback
 from cflows.score import LogDensity, log_density_and_score
 from cflows.sde import Rows
-from core.density import Rng
+from core.rng import Rng, rand, randn
 from core.shapes import align, sum_event
 
 
@@ -71,9 +71,9 @@ def mala(
     here = evaluated(log_density, x.detach())
     accepted = x.new_zeros(len(x))
     for step in range(steps):
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        z = randn(x.shape, generator, like=x)
         there = evaluated(log_density, here.x + step_size * here.score + (2 * step_size) ** 0.5 * z)
-        u = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
+        u = rand((len(x),), generator, like=x)
         accept = (u.log() < log_acceptance(here, there, step_size=step_size)) & there.log_density.isfinite()
         here = Point(*(torch.where(align(accept, new), new, old) for new, old in zip(there, here, strict=True)))
         accepted += accept

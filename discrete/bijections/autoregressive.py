@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from core.density import Rng
 from core.nets.masked import FeatureOrder, HiddenDegrees, MaskedMLP
+from core.rng import Rng
 from core.shapes import sum_event
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.autoregressive_inverse import InverseMode, check_inverse, solve_autoregressive

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from core.density import Rng
+from core.rng import Rng
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.matrices import DenseMatrix, LUMatrix, Matrix
 from discrete.bijections.reflections import QRMatrix, random_reflections, random_rotation, rotation_reflections

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.density import Rng
 from core.nets import MLP, ConvNet, ResidualConvNet, ResidualMLP
+from core.rng import Rng
 from discrete.bijection import Bijection, Context, Events, Mapped
 from discrete.bijections.partition import ChannelPartition, MaskName, Partition, PixelPartition, coupling_mask
 from discrete.bijections.spline import SplineTransformer

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.bases import StandardLogistic
-from core.density import Rng
+from core.rng import Rng, rand
 from core.shapes import sum_event
 from core.units import dequantization_nats
 from discrete.bijection import Bijection, Compose, Context, Direction, Events, Mapped
@@ -51,7 +51,7 @@ class Dequantization(Bijection):
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """A random z and -D log K."""
         k = x.to(self.levels.dtype)
-        u = torch.rand(k.shape, generator=generator, dtype=k.dtype, device=k.device)
+        u = rand(k.shape, generator, like=k)
         return _fill(k, u, self.levels, self.bins), k.new_full((k.shape[0],), -self.log_volume)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:

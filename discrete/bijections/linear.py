@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from core.density import Rng
+from core.rng import Rng
 from core.shapes import as_float, vector_size
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.matrices import LUMatrix, Matrix, Side, TriangularMatrix

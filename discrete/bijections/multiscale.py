@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from core.density import Rng
 from core.nets import ConvNet
+from core.rng import Rng
 from core.shapes import as_event_shape, sum_event
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.transformers import soft_bound

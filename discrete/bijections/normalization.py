@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.density import DensityModel, Rng
+from core.density import DensityModel
+from core.rng import Rng, for_all_rows
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 
 
@@ -203,6 +204,7 @@ def set_batch_statistics(
     names = {layer: name for name, layer in module.named_modules() if isinstance(layer, BatchNorm)}
     modes = {part: part.training for part in module.modules()}
     waiting = {layer: layer.register_forward_pre_hook(_stop) for layer in names}
+    generator = for_all_rows(generator, owner="set_batch_statistics")
     start = None if generator is None else generator.get_state()
     try:
         module.eval()

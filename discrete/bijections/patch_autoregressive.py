@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.density import Rng
 from core.nets import CausalTransformer
+from core.rng import Rng
 from core.shapes import cut
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.autoregressive_inverse import (

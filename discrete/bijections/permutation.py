@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from core.density import Rng
+from core.rng import Rng
 from core.shapes import as_permutation
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 
@@ -58,7 +58,7 @@ class Permutation(Bijection):
         return z.index_select(1, self.inverse_order), z.new_zeros(z.shape[0])
 
 
-def as_indices(order: Order, size: int, *, generator: Rng = None) -> Int[Tensor, " size"]:
+def as_indices(order: Order, size: int, *, generator: torch.Generator | None = None) -> Int[Tensor, " size"]:
     """The indices π(0), ..., π(size - 1) that an order means.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.density import Rng
+from core.rng import Rng
 from core.shapes import as_float, sum_event
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 

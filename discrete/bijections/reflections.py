@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.density import Rng
 from discrete.bijections.matrices import Matrix, Nats, Rows, Square, TriangularMatrix
 
 BLOCK = 128  # reflections at a time: V Vᵀ of all 784 at once takes three times as long as blocks on 100 rows
@@ -112,7 +111,7 @@ class QRMatrix(Matrix):
         return self.R.log_abs_det()
 
 
-def random_reflections(count: int, n: int, *, generator: Rng = None) -> Float[Tensor, "K n"]:
+def random_reflections(count: int, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "K n"]:
     """Vectors vᵢ = xᵢ - |xᵢ| eᵢ, xᵢ Gaussian from coordinate i on: for K of n or n - 1, Q is Haar at det (-1)ᴷ.
 
     Hᵢ takes eᵢ to xᵢ/|xᵢ|, uniform on its sphere, and Hᵢ₊₁, ..., H_K leave eᵢ alone.
@@ -151,7 +150,7 @@ def rotation_reflections(n: int) -> int:
     return 2 * (n // 2)
 
 
-def random_rotation(n: int, *, generator: Rng = None) -> Square:
+def random_rotation(n: int, *, generator: torch.Generator | None = None) -> Square:
     """A Haar-random orthogonal n × n matrix of determinant +1.
 
     Checked by tests/discrete/test_linear.py.

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.density import Context, DensityModel, Nats, Rng
+from core.density import Context, DensityModel, Nats
 from core.modes import evaluating
+from core.rng import Rng, for_all_rows
 from discrete.flow import Flow
 
 Gradient = Literal["total", "path"]
@@ -219,7 +220,8 @@ def kl_divergence(
 def _loss(objective: DensityDistillation, samples: int, context: Tensor | None, generator: Rng) -> Tensor:
     if context is None:
         return objective(samples, generator=generator)
-    chosen = torch.randint(len(context), (samples,), generator=generator, device=context.device)
+    one = for_all_rows(generator, owner="distill")
+    chosen = torch.randint(len(context), (samples,), generator=one, device=context.device)
     return objective(1, context[chosen], generator=generator)
 
 

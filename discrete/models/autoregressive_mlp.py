@@ -3,8 +3,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from core.density import Rng
 from core.nets.masked import MaskedMLP
+from core.rng import Rng
 from core.shapes import cut
 from discrete.conditionals import draw_in_turn
 from discrete.likelihoods import LikelihoodName, build_likelihood

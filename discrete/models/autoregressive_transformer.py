@@ -2,8 +2,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from core.density import Rng
 from core.nets import CausalTransformer
+from core.rng import Rng
 from core.shapes import cut
 from discrete.likelihoods import LikelihoodName, build_likelihood
 from discrete.mass import MassModel

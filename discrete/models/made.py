@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from core.density import Context, ExactDensity, Nats, Rng, Values
+from core.density import Context, ExactDensity, Nats, Values
 from core.nets.masked import FeatureOrder, HiddenDegrees, MaskedMLP, MaskNumber
+from core.rng import Rng, for_all_rows
 from core.shapes import fold_batch, fold_context
 from discrete.conditionals import Conditional, GaussianConditional, MixtureConditional, draw_in_turn
 from discrete.likelihoods import Bernoulli
@@ -130,7 +131,8 @@ class MADE(ExactDensity):
                 for mask in range(self.network.masks)
             )
             if others:
-                chosen = torch.randint(self.network.masks, (rows, 1), generator=generator, device=x.device)
+                one = for_all_rows(generator, owner="MADE with several masks")
+                chosen = torch.randint(self.network.masks, (rows, 1), generator=one, device=x.device)
                 for mask, other in enumerate(others, 1):
                     x = torch.where(chosen == mask, other, x)
         return x.reshape(*shape, *self.event_shape)

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.density import Rng
 from core.nets.masked_conv import MaskedConvNet
+from core.rng import Rng
 from core.shapes import as_event_shape
 from discrete.likelihoods import LikelihoodName, build_likelihood
 from discrete.mass import MassModel

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.density import Rng
 from core.nets.causal_conv import CausalConvNet
+from core.rng import Rng
 from core.shapes import vector_size
 from discrete.likelihoods import LikelihoodName, build_likelihood
 from discrete.mass import MassModel

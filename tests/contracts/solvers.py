@@ -14,7 +14,8 @@ from cflows import SDE
 from cflows.sde import Score
 from core import GaussianMixture, LikelihoodEstimate, StandardNormal
 from core.bases import Base
-from core.density import DensityModel, Rng
+from core.density import DensityModel
+from core.rng import Rng
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 # (velocity, base, x, steps or tolerance) -> log-density
