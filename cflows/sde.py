@@ -54,7 +54,7 @@ class SDE(abc.ABC):
     def time(self, log_snr: Time) -> Time:
         """The t with this log-SNR."""
 
-    def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
+    def transition_kernel(self, s: Time, t: Time) -> tuple[Time, Time]:
         """(scale, std) of x_t | x_s ~ N(scale x_s, std² I) for s ≤ t: the exact discretization of the process.
 
         scale = α(t)/α(s) and std² = σ(t)² (1 - exp(λ(t) - λ(s))), which is σ(t)² - scale² σ(s)² with all its digits.
