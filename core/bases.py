@@ -49,12 +49,13 @@ class Base(ExactDensity, abc.ABC):
             return self._rsample(tuple(shape), generator)
 
     def _randn(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
-        size = (*shape, *self.event_shape)
-        return randn(size, generator, like=self.anchor)
+        # A generator for each row must see how many rows there are: one, of a single draw.
+        drawn = randn((*(shape or (1,)), *self.event_shape), generator, like=self.anchor)
+        return drawn.reshape(*shape, *self.event_shape)
 
     def _rand(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
-        size = (*shape, *self.event_shape)
-        return rand(size, generator, like=self.anchor)
+        drawn = rand((*(shape or (1,)), *self.event_shape), generator, like=self.anchor)
+        return drawn.reshape(*shape, *self.event_shape)
 
 
 class StandardNormal(Base):

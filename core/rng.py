@@ -37,14 +37,20 @@ class RowGenerators:
         return len(self._generators)
 
     def rows(self, index: Sequence[int]) -> "RowGenerators":
-        """The generators of some rows, shared with these: what they draw, these have drawn."""
+        """The generators of some rows, shared with these: what they draw, these have drawn.
+
+        Raises:
+            ValueError: a row that has none.
+        """
+        if len(index) and max(index) >= len(self):
+            raise ValueError(f"there are {len(self)} row generators, but row {max(index)} asks for one.")
         chosen = RowGenerators.__new__(RowGenerators)
         chosen._generators = [self._generators[i] for i in index]
         return chosen
 
     def draw(self, law: Callable[..., Tensor], size: Sequence[int], like: Tensor) -> Tensor:
         """`law(shape, generator=, dtype=)` row by row; leading sizes of `size` multiply to the number of rows."""
-        rows = next((i for i in range(len(size) + 1) if math.prod(size[:i]) == len(self)), None)
+        rows = next((i for i in range(1, len(size) + 1) if math.prod(size[:i]) == len(self)), None)
         if rows is None:
             raise ValueError(f"{len(self)} row generators cannot draw values of shape {tuple(size)}: one row each.")
         event = tuple(size[rows:])

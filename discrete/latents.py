@@ -3,9 +3,9 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from core.density import Context, Values
+from core.latents import spherical_weights
 from core.rng import Rng
 from discrete.flow import Flow
 
@@ -59,17 +59,7 @@ def interpolate(
         z_0, z_1 = (flow.encode(x, context, generator=generator) for x in (x_0, x_1))
         tau = torch.linspace(0, 1, steps, dtype=z_0.dtype, device=z_0.device)
         tau = tau.reshape(steps, *(1 for _ in z_0.shape))
-        weights = (1 - tau, tau) if path == "linear" else _spherical_weights(z_0, z_1, tau, len(flow.latent_shape))
+        weights = (1 - tau, tau)
+        if path == "spherical":
+            weights = spherical_weights(z_0, z_1, tau, event_dims=len(flow.latent_shape))
         return flow.decode(weights[0] * z_0 + weights[1] * z_1, context, generator=generator)
-
-
-def _spherical_weights(z_0: Tensor, z_1: Tensor, tau: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
-    dims = tuple(range(-event_dims, 0))
-    u_0, u_1 = (z / z.square().sum(dims, keepdim=True).sqrt().clamp(min=torch.finfo(z.dtype).tiny) for z in (z_0, z_1))
-    # The angle from its half's sine and cosine: the arc cosine keeps no digits where the two are parallel.
-    chord, mean = ((a.square().sum(dims, keepdim=True)).sqrt() for a in (u_0 - u_1, u_0 + u_1))
-    omega = 2 * torch.atan2(chord, mean)
-    straight = omega.sin() < 1e-3
-    safe = torch.where(straight, 1.0, omega)
-    near, far = (torch.where(straight, share, (share * safe).sin() / safe.sin()) for share in (1 - tau, tau))
-    return near, far

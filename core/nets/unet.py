@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from core.nets.mlp import activation_layer
 
+CUT, JOIN = "b c (h p) (w q) -> b (c p q) h w", "b (c p q) h w -> b c (h p) (w q)"
+
 
 class UNet(nn.Module):
     """Residual blocks at each resolution on the way down and up again, joined across by concatenation; y = W h at last.
@@ -31,12 +33,16 @@ class UNet(nn.Module):
         hidden: width at each resolution, the finest first.
         blocks: residual blocks a resolution, and as many again on the way up.
         embedding_features: width of the embedding of time and context, 0 for none.
-        heads: heads of the attention among the pixels of the coarsest resolution, after each of its blocks; 0 for none.
+        heads: heads of the attention among the pixels of a resolution, after each of its blocks; 0 for none.
+        attention: the resolutions that have it, as indices from 0, the finest; the coarsest alone where omitted.
+        patch: p, the network sees each patch of p×p pixels as one with p² times the channels, and gives it back so: the
+            finest resolution costs 1/p² then.
         activation: name of the activation.
         dropout: probability of zeroing a hidden channel in training.
 
     Raises:
-        ValueError: no width, no block, or a coarsest width that the heads do not divide.
+        ValueError: no width, block or patch, attention without heads or at a resolution that is none, or a width with
+            attention that the heads do not divide.
     """
 
     def __init__(
@@ -48,30 +54,33 @@ class UNet(nn.Module):
         blocks: int = 2,
         embedding_features: int = 0,
         heads: int = 0,
+        attention: Sequence[int] | None = None,
+        patch: int = 1,
         activation: str = "silu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not hidden or blocks < 1 or (heads and hidden[-1] % heads):
+        if not hidden or blocks < 1 or patch < 1 or heads < 0:
             raise ValueError(
-                f"UNet needs a width, blocks of 1 or more and a coarsest width that the heads divide, but has "
-                f"{hidden=}, {blocks=} and {heads=}."
+                "UNet needs a width, blocks and patch of 1 or more and heads of 0 or more, but has "
+                f"{hidden=}, {blocks=}, {patch=} and {heads=}."
             )
+        heads_at = _heads_at(hidden, heads, attention)
         features = 4 * hidden[0] if embedding_features else 0
-        self.embedding_features = embedding_features
+        self.embedding_features, self.patch = embedding_features, patch
         self.embed = _embedder(embedding_features, features, activation)
 
-        def stage(width: int, out: int, heads: int = 0) -> _Stage:
+        def stage(width: int, out: int, heads: int) -> _Stage:
             layers = [_Block(a, out, features, activation, dropout) for a in [width, *[out] * (blocks - 1)]]
             return _Stage(layers, [_Attention(out, heads) for _ in layers if heads])
 
-        self.stem = nn.Conv2d(in_features, hidden[0], 3, padding=1)
-        self.encoders = nn.ModuleList(stage(a, a) for a in hidden[:-1])
+        self.stem = nn.Conv2d(in_features * patch**2, hidden[0], 3, padding=1)
+        self.encoders = nn.ModuleList(stage(a, a, n) for a, n in zip(hidden[:-1], heads_at[:-1], strict=True))
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(hidden))
-        self.middle = stage(hidden[-1], hidden[-1], heads)
+        self.middle = stage(hidden[-1], hidden[-1], heads_at[-1])
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(hidden))
-        self.decoders = nn.ModuleList(stage(2 * a, a) for a in hidden[:-1])
-        last = _zero(nn.Conv2d(hidden[0], out_features, 3, padding=1))
+        self.decoders = nn.ModuleList(stage(2 * a, a, n) for a, n in zip(hidden[:-1], heads_at[:-1], strict=True))
+        last = _zero(nn.Conv2d(hidden[0], out_features * patch**2, 3, padding=1))
         self.head = nn.Sequential(_norm(hidden[0]), activation_layer(activation), last)
 
     def forward(
@@ -82,17 +91,21 @@ class UNet(nn.Module):
         """Output `(rows, out_features, height, width)`.
 
         Raises:
-            ValueError: embedding given or missing against `embedding_features`.
+            ValueError: embedding given or missing against `embedding_features`, or sides the patch does not divide.
         """
+        if any(side % self.patch for side in x.shape[2:]):
+            raise ValueError(
+                f"UNet's patch={self.patch} must divide the sides of its images, but x is {tuple(x.shape)}."
+            )
         e = self._embed(embedding)
-        h, across = self.stem(x), []
+        h, across = self.stem(rearrange(x, CUT, p=self.patch, q=self.patch)), []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             across.append(encoder(h, e))
             h = down(across[-1])
         h = self.middle(h, e)
         for decoder, up, fine in zip(self.decoders[::-1], self.ups[::-1], across[::-1], strict=True):
             h = decoder(torch.cat([F.interpolate(up(h), fine.shape[2:]), fine], 1), e)
-        return self.head(h)
+        return rearrange(self.head(h), JOIN, p=self.patch, q=self.patch)
 
     def _embed(self, embedding: Tensor | None) -> Tensor | None:
         found = 0 if embedding is None else embedding.shape[-1]
@@ -153,6 +166,19 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         pattern = "rows heads (i j) width -> rows (heads width) i j"
         return h + self.projection(rearrange(mixed, pattern, i=h.shape[2], j=h.shape[3]))
+
+
+def _heads_at(hidden: Sequence[int], heads: int, attention: Sequence[int] | None) -> list[int]:
+    """Heads at each resolution."""
+    coarsest = len(hidden) - 1
+    places = ([coarsest] if heads else []) if attention is None else attention
+    if (attention is not None and not (heads and attention)) or not all(0 <= i <= coarsest for i in places):
+        raise ValueError(
+            f"UNet's attention needs heads and resolutions from 0 to {coarsest}, but has {heads=} and {attention=}."
+        )
+    if any(hidden[i] % heads for i in places):
+        raise ValueError(f"UNet needs widths with attention that the heads divide, but has {hidden=} and {heads=}.")
+    return [heads if i in places else 0 for i in range(len(hidden))]
 
 
 def _embedder(embedding_features: int, features: int, activation: str) -> nn.Module:

@@ -16,6 +16,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two levels": {"embedding_features": 3},
     "three levels": {"hidden": (4, 8, 12), "blocks": 1, "activation": "elu"},
     "narrower, attention": {"hidden": (8, 4), "heads": 2, "embedding_features": 3},
+    "attention, but not at the coarsest": {"hidden": (4, 8, 4), "blocks": 1, "heads": 2, "attention": (0, 1)},
 }
 EVERY = pytest.mark.parametrize("name", CASES)
 
@@ -159,8 +160,74 @@ def test_dropout_is_for_training() -> None:
     assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.5}
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": ()}, {"blocks": 0}, {"heads": 3}])
-def test_what_does_not_fit_is_named(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"UNet needs a width.*{name}="):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"hidden": ()}, r"needs a width.*hidden=\(\)"),
+        ({"blocks": 0}, "needs a width.*blocks=0"),
+        ({"heads": 3}, "that the heads divide.*heads=3"),
+        ({"hidden": (6, 8), "heads": 4, "attention": (0,)}, "that the heads divide.*heads=4"),
+        ({"attention": (1,)}, r"heads=0 and attention=\(1,\)"),
+        ({"heads": 4, "attention": ()}, r"heads=4 and attention=\(\)"),
+        ({"heads": 4, "attention": (2,)}, r"resolutions from 0 to 1, but has heads=4 and attention=\(2,\)"),
+        ({"heads": 4, "attention": (-1,)}, r"attention=\(-1,\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         UNet(2, 3, **wrong)
+
+
+def attended(net: UNet) -> list[int]:
+    """Attention layers of each stage, down, at the bottom and up."""
+    return [len(stage.attentions) for stage in (*net.encoders, net.middle, *net.decoders[::-1])]
+
+
+def test_attention_is_where_it_is_asked_for() -> None:
+    """After every block of the resolution, on the way down and up; at the coarsest where nothing is asked."""
+    options = {"hidden": (4, 8, 4), "blocks": 2}
+    assert attended(UNet(2, 3, **options)) == [0, 0, 0, 0, 0]
+    assert attended(UNet(2, 3, heads=2, **options)) == [0, 0, 2, 0, 0]
+    assert attended(UNet(2, 3, heads=2, attention=(1,), **options)) == [0, 2, 0, 2, 0]
+    assert attended(UNet(2, 3, heads=2, attention=[0, 2], **options)) == [2, 0, 2, 0, 2]
+
+
+def test_the_coarsest_by_name_is_the_default_to_the_bit() -> None:
+    default, named = (seeded(lambda k=k: UNet(2, 3, hidden=(4, 8), heads=2, **k)) for k in ({}, {"attention": [1]}))
+    assert [*default.state_dict()] == [*named.state_dict()]
+    assert all(torch.equal(a, b) for a, b in zip(default.parameters(), named.parameters(), strict=True))
+
+
+def test_attention_at_the_finest_alone_reaches_across() -> None:
+    """Two resolutions of one block each do not span 33 pixels, attention on the finest does."""
+    options = {"hidden": (8, 8), "blocks": 1}
+    narrow = perturb(seeded(lambda: UNet(2, 3, **options)), rng(1), std=0.1)
+    wide = perturb(seeded(lambda: UNet(2, 3, heads=2, attention=(0,), **options)), rng(1), std=0.1)
+    networks.pixels_reach_across(wide, images(33, 33))
+    with pytest.raises(AssertionError):
+        networks.pixels_reach_across(narrow, images(33, 33))
+
+
+def test_patches_are_pixels_of_a_smaller_image() -> None:
+    """Each patch's pixels become channels, row by row, and come back where they were."""
+    net = seeded(lambda: UNet(1, 1, hidden=(8, 8), blocks=1, patch=2)).double()
+    small = seeded(lambda: UNet(4, 4, hidden=(8, 8), blocks=1)).double()
+    small.load_state_dict(net.state_dict())
+    perturb(net, rng(5)), perturb(small, rng(5))
+    x = normal(3, (1, 4, 6), rng(6))
+    cut = torch.stack([x[:, 0, i::2, j::2] for i in range(2) for j in range(2)], 1)
+    y, patches = net(x), small(cut)
+    assert y.shape == x.shape
+    for k, (i, j) in enumerate((i, j) for i in range(2) for j in range(2)):
+        torch.testing.assert_close(y[:, 0, i::2, j::2], patches[:, k])
+
+
+def test_patches_must_divide_the_sides() -> None:
+    with pytest.raises(ValueError, match="patch=2 must divide the sides"):
+        UNet(1, 1, hidden=(4,), patch=2)(torch.zeros(1, 1, 5, 4))
+    with pytest.raises(ValueError, match="patch of 1 or more"):
+        UNet(1, 1, hidden=(4,), patch=0)
+
+
+def test_patches_of_no_images() -> None:
+    assert UNet(1, 1, hidden=(4,), patch=2)(torch.zeros(0, 1, 4, 4)).shape == (0, 1, 4, 4)
