@@ -71,28 +71,40 @@ class ODESolver:
         Raises:
             RuntimeError: an adaptive method drives its step to zero, as on a field that is not finite.
         """
+        # The log-density goes without a relative tolerance, but not below what its dtype can hold.
+        rtol = (self.rtol, 10 * torch.finfo(x.dtype).eps)
+        x, nats = self.integrate(field, (x, nats), t, rtol=rtol)
+        return x, nats
+
+    def integrate(
+        self, field: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...], t: Tensor, *, rtol: tuple[float, ...]
+    ) -> tuple[Tensor, ...]:
+        """The state at t[1] from that at t[0], each part to its relative tolerance and all to `atol`.
+
+        Raises:
+            ValueError: an adaptive method with a tolerance below the dtype's own.
+            RuntimeError: as `solve`.
+        """
         grid = torch.linspace(0, 1, self.steps + 1, dtype=t.dtype, device=t.device) * (t[1] - t[0]) + t[0]
         # An adaptive method would step past the end and interpolate: step_t makes it land there.
         adaptive = {"norm": _worst_row, "step_t": t[1:], "max_num_steps": MAX_STEPS}
         options = {"grid_constructor": lambda *_: grid} if self.method in FIXED else adaptive
-        eps = torch.finfo(x.dtype).eps
+        dtype = state[0].dtype
+        eps = torch.finfo(dtype).eps
         if self.method in ADAPTIVE and self.rtol < eps:
-            raise ValueError(
-                f"rtol={self.rtol:g} is below the precision {eps:g} of {x.dtype}; loosen it or use float64."
-            )
-        rtol = (self.rtol, 10 * eps)
-        atol = (self.atol, self.atol)
+            raise ValueError(f"rtol={self.rtol:g} is below the precision {eps:g} of {dtype}; loosen it or use float64.")
+        atol = (self.atol,) * len(state)
         try:
-            path = odeint(field, (x, nats), t, rtol=rtol, atol=atol, method=self.method, options=options)
+            path = odeint(field, state, t, rtol=rtol, atol=atol, method=self.method, options=options)
         except AssertionError as error:
             raise RuntimeError(
                 f"{self.method} stopped at rtol={self.rtol:g}: {error}; the field is not finite or too rough, so "
                 "loosen the tolerance, raise t_min or use a fixed method such as rk4."
             ) from error
-        return path[0][-1], path[1][-1]
+        return tuple(part[-1] for part in path)
 
 
-def _worst_row(state: tuple[Tensor, Tensor]) -> Tensor:
+def _worst_row(state: tuple[Tensor, ...]) -> Tensor:
     """Largest root-mean-square over the rows: no row's error hides behind its neighbours."""
     return torch.stack([part.flatten(1).square().mean(1).sqrt().max() for part in state]).max()
 
@@ -221,8 +233,9 @@ def probability_flow_log_prob(
 ) -> LikelihoodEstimate:
     """log p_{t_min}(x) = log p_1(x(1)) + ∫ ∇·v dt along the probability-flow ODE, v = f(x, t) - ½ g(t)² ∇ log p_t(x).
 
-    The density is that of the process at t_min, the only one a score network defines. What lies between it and the
-    data's own is reported to first order in `truncation` = t_min (∇·v + v·score) ≈ log p_0(x) - log p_{t_min}(x).
+    The density is that of the process at t_min, the only one a score network defines. What lies between it and that at
+    t = 0, log p_0(x) - log p_{t_min}(x), is reported to first order in 1 - α and σ², all taken at t_min:
+    `truncation` = -(1 - α)(D + x·s) - ½ σ² (∇·s + ‖s‖²).
 
     References:
         Song et al., 2021, eq. 13 and app. D.2 (eq. 39).
@@ -281,9 +294,12 @@ def probability_flow_log_prob(
 
 @torch.no_grad()
 def _truncation(score: Score, sde: SDE, x: Tensor, divergence: Divergence, t_min: float, generator: Rng) -> Tensor:
-    """-t_min ∂_t log p_t(x) at t_min, which the continuity equation makes t_min (∇·v + v·s)."""
+    """To first order in what scale and variance change by up to t_min, times ∂ log p/∂α and ∂ log p/∂σ²."""
     if t_min == 0 or len(x) == 0:
         return x.new_zeros(len(x))
-    t, velocity = x.new_tensor(t_min), probability_flow(score, sde)
-    v, div = divergence(lambda y: velocity(y, t), x, divergence.draw(x, generator))
-    return t_min * (div.mean(1) + sum_event(v * score(x, t)))
+    # In float32 the change of a scale near 1 would have no digits.
+    scale, std = sde.marginal(torch.tensor([0.0, t_min], dtype=torch.float64, device=x.device))
+    lost, gained = (scale[0] - scale[1]).to(x), (std[1].square() - std[0].square()).to(x)
+    s, div = divergence(lambda y: score(y, x.new_tensor(t_min)), x, divergence.draw(x, generator))
+    grown = x[0].numel() + sum_event(x * s)
+    return -lost * grown - 0.5 * gained * (div.mean(1) + sum_event(s.square()))

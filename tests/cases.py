@@ -1,7 +1,7 @@
 """Named constructors of everything public: the contracts run over these, test_completeness.py finds what is missing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,22 +10,42 @@ import torch
 from helpers import Draw, TanhConditioner, normal, perturb, rng, seeded, unit
 from torch import Tensor, nn
 
+from cflows.affine_sde import AffineSDE
+from cflows.cosine_sde import CosineVPSDE
 from cflows.models.boltzmann_machine import BoltzmannMachine
 from cflows.models.energy import EnergyModel
 from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
-from cflows.objectives.denoising import DenoisingScoreMatching, LikelihoodWeighting, VarianceWeighting, Weighting
+from cflows.objectives.denoising import DenoisingScoreMatching
 from cflows.objectives.explicit import ExplicitScoreMatching
 from cflows.objectives.finite_difference import FiniteDifferenceScoreMatching
 from cflows.objectives.implicit import ImplicitScoreMatching
 from cflows.objectives.noise_levels import FixedNoiseDenoising, LadderDenoising
 from cflows.objectives.sliced import SlicedScoreMatching
+from cflows.objectives.weightings import (
+    CosineWeighting,
+    EDMWeighting,
+    LearnedWeighting,
+    LikelihoodWeighting,
+    VarianceWeighting,
+    Weighting,
+)
 from cflows.probability_flow import ODESolver
+from cflows.samplers.adaptive import AdaptiveSDE
+from cflows.samplers.ancestral import AncestralSampling
 from cflows.samplers.annealed_langevin import annealed_langevin
+from cflows.samplers.dpm_solver import DPMSolver
+from cflows.samplers.edm_heun import EDMHeun
 from cflows.samplers.euler_maruyama import EulerMaruyama
+from cflows.samplers.inpainting import Inpainting
 from cflows.samplers.langevin import langevin
 from cflows.samplers.mala import mala
+from cflows.samplers.predictor_corrector import PredictorCorrector
+from cflows.samplers.probability_flow_ode import ProbabilityFlow
+from cflows.samplers.reverse_diffusion import ReverseDiffusion
 from cflows.samplers.sampler import Sampler
+from cflows.samplers.stochastic_heun import StochasticHeun
+from cflows.samplers.stochastic_runge_kutta import StochasticRungeKutta
 from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE
 from core import (
     DensityModel,
@@ -602,12 +622,52 @@ SDES: dict[str, tuple[SDE, float]] = {  # with the standard deviation at t = 0
     "ve": (VESDE(), 0.0),
     "ve-narrow": (VESDE(sigma_min=0.05, sigma_max=20.0), 0.0),
     "ve-convention": (VESDE(transition="convention"), 0.01),
+    "cosine-vp": (CosineVPSDE(), 0.0),
+    "cosine-vp-short": (CosineVPSDE(offset=0.05, scale_min=0.03), 0.0),
+    "affine-edm": (AffineSDE(scale=torch.ones_like, std=lambda t: 80 * t), 0.0),
+    "affine-angle": (AffineSDE(scale=lambda t: torch.cos(1.53 * t), std=lambda t: torch.sin(1.53 * t)), 0.0),
 }
 
 SAMPLERS: dict[str, Sampler] = {
     "euler-maruyama": EulerMaruyama(steps=100, denoise=False),
     "euler-maruyama-denoised": EulerMaruyama(steps=100, t_min=1e-4),
+    "reverse-diffusion": ReverseDiffusion(steps=100, denoise=False),
+    "reverse-diffusion-log-snr": ReverseDiffusion(steps=100, spacing="log_snr"),
+    "ancestral": AncestralSampling(steps=100),
+    "ancestral-transition": AncestralSampling(steps=100, variance="transition", spacing="quadratic", denoise=False),
+    "stochastic-heun": StochasticHeun(steps=50, spacing="karras"),
+    "stochastic-runge-kutta": StochasticRungeKutta(steps=50, spacing="log_snr", denoise=False),
+    "dpm-solver": DPMSolver(steps=25),
+    "dpm-solver-3": DPMSolver(steps=25, order=3, spacing="karras", denoise=True),
+    "dpm-solver-sde": DPMSolver(steps=60, variant="sde"),
+    "edm-heun": EDMHeun(steps=25),
+    "edm-heun-churn": EDMHeun(steps=50, churn=5.0, denoise=False),
+    "probability-flow": ProbabilityFlow(method="rk4", steps=25, spacing="karras"),
+    "predictor-corrector": PredictorCorrector(predictor=ReverseDiffusion(steps=100, denoise=False)),
+    "predictor-corrector-batch": PredictorCorrector(
+        predictor=AncestralSampling(steps=100, spacing="log_snr"), norms="batch", corrector_steps=2
+    ),
+    "adaptive": AdaptiveSDE(),
+    "adaptive-loose": AdaptiveSDE(rtol=0.1, atol=0.02, denoise=False),
+    "inpainting-nothing": Inpainting(StochasticHeun(steps=50, spacing="karras"), torch.zeros(()), torch.tensor(False)),
 }
+# Samplers that are an ODE from x_T on.
+DRAW_NOTHING: set[str] = {"dpm-solver", "dpm-solver-3", "edm-heun", "probability-flow"}
+COUPLE_ROWS: set[str] = {"predictor-corrector-batch"}  # samplers that refuse a generator for each row
+
+
+def shortened(sampler: Sampler) -> Sampler:
+    """In few steps, for what does not depend on how close it comes."""
+    few = {"steps": 5, "rtol": 0.5, "atol": 0.5}
+    changes = {name: value for name, value in few.items() if hasattr(sampler, name)}
+    if hasattr(sampler, "predictor"):
+        changes["predictor"] = shortened(sampler.predictor)
+    return replace(sampler, **changes)
+
+
+def callbacks(sampler: Sampler) -> int | None:
+    """How often a sampler, or the one that it wraps, calls back; None where that depends on the run."""
+    return getattr(getattr(sampler, "predictor", sampler), "steps", None)
 
 
 def _half_square(x: Tensor) -> Tensor:
@@ -643,7 +703,22 @@ DIVERGENCES: dict[str, Divergence] = {
     "hutch-plus-plus-6": HutchPlusPlus(probes=6),
 }
 
-WEIGHTINGS: dict[str, Weighting] = {"variance": VarianceWeighting(), "likelihood": LikelihoodWeighting()}
+
+def learned_weighting() -> LearnedWeighting:
+    """That has seen losses which differ from bin to bin."""
+    weighting = LearnedWeighting(bins=7)
+    weighting.second_moments.copy_(torch.tensor([2.0, 1.0, 1.0, 0.3, 0.05, 1e-3, 1e-6]))
+    return weighting
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "variance": VarianceWeighting(),
+    "likelihood": LikelihoodWeighting(),
+    "likelihood-uniform": LikelihoodWeighting(sampling="uniform"),
+    "edm": EDMWeighting(),
+    "cosine": CosineWeighting(),
+    "learned": learned_weighting(),
+}
 
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "denoising": DenoisingScoreMatching,

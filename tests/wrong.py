@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cflows import SDE
-from cflows.objectives.denoising import Weighting
-from cflows.samplers.sampler import Callback, Sampler
+from cflows.objectives.weightings import Weighting
+from cflows.samplers.sampler import Callback, Orders, Sampler
 from cflows.sde import Score
 from core import LikelihoodEstimate
 from core.density import DensityModel
@@ -131,7 +131,7 @@ class TamperedDensity(DensityModel):
 
 
 class TamperedSDE(SDE):
-    """A process some of whose coefficients are replaced: drift, diffusion, marginal, log_snr, time, prior."""
+    """A process some of whose coefficients are replaced."""
 
     def __init__(self, inner: SDE, **replaced: Callable) -> None:
         self.inner, self.replaced = inner, replaced
@@ -157,6 +157,9 @@ class TamperedSDE(SDE):
     def time(self, log_snr: Tensor) -> Tensor:
         return self._call("time", log_snr)
 
+    def transition_kernel(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._call("transition_kernel", s, t)
+
 
 def naive_vp_marginal(t: Tensor) -> tuple[Tensor, Tensor]:
     """√(1 - exp(-B)) without expm1."""
@@ -174,6 +177,10 @@ class TamperedSampler(Sampler):
     score: float = 1.0
     noise: float = 1.0
     fault: str = ""
+
+    @property
+    def orders(self) -> Orders:
+        return Orders(1.0, 1.0)
 
     def __call__(
         self, score: Score, sde: SDE, x_T: Tensor, *, generator: Any = None, callback: Callback | None = None

@@ -1,11 +1,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from cflows.guidance import ConditionalScore
+from cflows.models.embedded_network import Architecture, EmbeddedNetwork
+from cflows.parametrization import Parametrization, convert
 from cflows.preconditioning import preconditioned_score
 from cflows.probability_flow import ODESolver, default_divergence, probability_flow_log_prob
 from cflows.samplers.euler_maruyama import EulerMaruyama
@@ -13,8 +17,6 @@ from cflows.samplers.sampler import Sampler
 from cflows.sde import SDE, VPSDE
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
-from core.nets import FourierEmbedding, ModulatedMLP
-from core.nets.mlp import join_context
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 
@@ -25,30 +27,39 @@ class ScoreSDE(DensityModel):
     The network F enters so that F = 0 is the exact score of Gaussian data N(0, v I), and so that what F has to learn
     has unit variance at every noise level: with D = α² v + σ²,
     s(x, t) = -x/D + α √v/(σ √D) F(x/√D, λ(t)).
+    Under another `parametrization` F(x, λ(t)) is that prediction, of x as it is, and s the score that it stands for.
 
     References:
         Song et al., "Score-based generative modeling through stochastic differential equations", 2021.
         The preconditioning: Karras et al., "Elucidating the design space", 2022, table 1, written for any (α, σ).
+        Other parametrizations: `cflows.parametrization.convert`.
 
-    Checked by tests/contracts/densities.py and tests/cflows/test_score_sde.py.
+    Checked by tests/contracts/densities.py, tests/cflows/test_score_sde.py and tests/cflows/test_parametrization.py.
 
     Args:
-        event_shape: shape of one event; images are flattened by the default network.
+        event_shape: shape of one event; images are flattened by `mlp`.
         sde: the noising process; `VPSDE()` where omitted.
-        hidden: widths of the default network, a residual MLP modulated by time and context.
+        network: `mlp`, residual and modulated by time and context, or `unet` for images, as in `EmbeddedNetwork`.
+        hidden: widths of its blocks, or of its resolutions.
+        depth: residual blocks a resolution, of `unet`.
+        heads: heads of its attention among pixels, 0 for none.
+        attention: resolutions with attention, of `unet`, 0 the finest; the coarsest alone where omitted.
+        patch: side of the patches that `unet` sees as one pixel: 2 takes less than half the time.
         dropout: its dropout probability in training.
         context_features: width of the context, 0 for none.
         frequencies: Fourier features of the log-SNR.
-        data_std: √v, standard deviation of the data that the model sees.
+        parametrization: what the network gives: F of the preconditioned score, or `score`, `noise`, `data`, `velocity`.
+        data_std: √v, standard deviation of the data that the model sees; of `preconditioned` alone.
         net: another network, called as net(x, u, context) with u `(rows,)` in [-1, 1].
         t_min: time at which the density is taken, above 0.
         divergence: as in `ode_log_prob`.
         solver: ODE method and tolerances.
         error_factor: as in `ode_log_prob`; None skips the solver error.
-        sampler: `EulerMaruyama()` where omitted.
+        sampler: `EulerMaruyama()` where omitted, down to t_min at least.
 
     Raises:
-        ValueError: t_min outside (0, 1) or data_std not positive.
+        ValueError: t_min outside (0, 1), data_std not positive, an unknown parametrization, or a sampler that goes on
+            below t_min.
 
     Example:
         >>> model = ScoreSDE(2)  # untrained: the standard normal
@@ -61,10 +72,16 @@ class ScoreSDE(DensityModel):
         event_shape: int | Sequence[int],
         *,
         sde: SDE | None = None,
+        network: Architecture = "mlp",
         hidden: Sequence[int] = (256, 256, 256),
+        depth: int = 2,
+        heads: int = 0,
+        attention: Sequence[int] | None = None,
+        patch: int = 1,
         dropout: float = 0.0,
         context_features: int = 0,
         frequencies: int = 8,
+        parametrization: Literal["preconditioned"] | Parametrization = "preconditioned",
         data_std: float = 1.0,
         net: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
         t_min: float = 1e-5,
@@ -76,19 +93,31 @@ class ScoreSDE(DensityModel):
         super().__init__(event_shape)
         if not 0 < t_min < 1 or not data_std > 0:
             raise ValueError(f"ScoreSDE needs t_min within (0, 1) and data_std > 0, but has {t_min} and {data_std}.")
+        known = ("preconditioned", *get_args(Parametrization))
+        if parametrization not in known:
+            raise ValueError(f"ScoreSDE's parametrization is one of {', '.join(known)}, not {parametrization!r}.")
         self.sde = VPSDE() if sde is None else sde
         self.prior = self.sde.prior(self.event_shape)
-        self.data_std = data_std
+        self.parametrization, self.data_std = parametrization, data_std
         self.t_min = t_min
         self.divergence = default_divergence(self.event_shape.numel()) if divergence is None else divergence
         self.solver = ODESolver() if solver is None else solver
         self.error_factor = error_factor
-        self.sampler = EulerMaruyama() if sampler is None else sampler
+        self.sampler = EulerMaruyama(t_min=max(1e-3, t_min)) if sampler is None else sampler
+        # A solver of another's making may not say where it ends.
+        earliest = getattr(getattr(self.sampler, "predictor", self.sampler), "t_min", t_min)
+        if earliest < t_min:
+            raise ValueError(f"ScoreSDE's score ends at t_min={t_min}, but its sampler goes on to t_min={earliest}.")
         high, low = self.sde.log_snr(torch.tensor([t_min, 1.0], dtype=torch.float64)).tolist()
         self.log_snr_middle, self.log_snr_half_range = (high + low) / 2, (high - low) / 2
-        self.net = net or _ScoreMLP(
+        self.net = net or EmbeddedNetwork(
             self.event_shape,
+            network=network,
             hidden=hidden,
+            depth=depth,
+            heads=heads,
+            attention=attention,
+            patch=patch,
             dropout=dropout,
             context_features=context_features,
             frequencies=frequencies,
@@ -100,7 +129,9 @@ class ScoreSDE(DensityModel):
         """s(x, t), like `x`; `t` is 0-dimensional or `(rows,)`, within [t_min, 1]."""
         scale, std = self.sde.marginal(t)
         u = ((self.sde.log_snr(t) - self.log_snr_middle) / self.log_snr_half_range).expand(len(x))
-        return preconditioned_score(lambda y: self.net(y, u, context), x, scale, std, data_std=self.data_std)
+        if self.parametrization == "preconditioned":
+            return preconditioned_score(lambda y: self.net(y, u, context), x, scale, std, data_std=self.data_std)
+        return convert(self.net(x, u, context), x, scale, std, source=self.parametrization, target="score")
 
     def forward(
         self, x: Float[Tensor, "rows ..."], t: Float[Tensor, "*rows"], context: Context = None
@@ -120,7 +151,8 @@ class ScoreSDE(DensityModel):
         """Draws `(*shape, *event)` by the sampler."""
         x_T = self.prior.sample((math.prod(shape),), generator=generator)
         folded = fold_context(context, torch.Size(shape))
-        x = self.sampler(lambda x, t: self.score(x, t, folded), self.sde, x_T, generator=generator)
+        score = self.score if folded is None else ConditionalScore(self.score, folded)
+        x = self.sampler(score, self.sde, x_T, generator=generator)
         return x.reshape(*shape, *self.event_shape)
 
     def _estimate(
@@ -140,27 +172,3 @@ class ScoreSDE(DensityModel):
             **asdict(self.solver),
         )
         return estimate.reshape(batch_shape)
-
-
-class _ScoreMLP(nn.Module):
-    """Flattens the event, embeds u and the context, and applies a modulated residual MLP."""
-
-    def __init__(
-        self,
-        event_shape: torch.Size,
-        *,
-        hidden: Sequence[int],
-        dropout: float,
-        context_features: int,
-        frequencies: int,
-    ) -> None:
-        super().__init__()
-        self.context_features = context_features
-        self.embedding = FourierEmbedding(frequencies=frequencies)
-        size = event_shape.numel()
-        features = self.embedding.out_features + context_features
-        self.mlp = ModulatedMLP(size, size, embedding_features=features, hidden=hidden, dropout=dropout)
-
-    def forward(self, x: Tensor, u: Tensor, context: Tensor | None) -> Tensor:
-        embedding = join_context(self.embedding(u), context, self.context_features)
-        return self.mlp(x.flatten(1), embedding).reshape(x.shape)

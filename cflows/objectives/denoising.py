@@ -1,58 +1,16 @@
-"""Continuous-time denoising score matching and how it weighs the noise levels."""
+"""Continuous-time denoising score matching."""
 
-import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cflows.objectives.rows import mean_over_rows, spread_evenly
+from cflows.objectives.weightings import LearnedWeighting, VarianceWeighting, Weighting
 from cflows.sde import SDE
 from core.density import Context
 from core.rng import Rng, randn
 from core.shapes import align
-
-
-class Weighting(abc.ABC):
-    """Where times are drawn and how much each counts: E_t[w(t) ‖σ s + ε‖²/D] under its own law of t."""
-
-    @abc.abstractmethod
-    def times(self, u: Float[Tensor, " rows"], sde: SDE, t_min: float) -> tuple[Tensor, Tensor]:
-        """Times and weights, each `(rows,)`, from u uniform on [0, 1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarianceWeighting(Weighting):
-    """t uniform on [t_min, 1], w = 1: λ(t) = σ(t)² on the score, the loss of Song et al. (2021), eq. 7."""
-
-    def times(self, u: Float[Tensor, " rows"], sde: SDE, t_min: float) -> tuple[Tensor, Tensor]:
-        """t = t_min + (1 - t_min) u, w = 1."""
-        return t_min + (1 - t_min) * u, torch.ones_like(u)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodWeighting(Weighting):
-    """t uniform in log-SNR between its ends, w = ½ (λ(t_min) - λ(1)): the integral of ½ g² ‖s - ∇ log p‖² over t.
-
-    That integral bounds KL(p_data ‖ p_SDE), p_SDE the law of the reverse SDE, up to the prior's mismatch; the density
-    of the probability-flow ODE, which `ScoreSDE.log_prob` returns, is close to it but not bounded by it. Since
-    g² = -σ² dλ/dt, drawing t uniformly in λ is exactly the importance sampling that makes every time count alike. In
-    nats per dimension, up to a constant.
-
-    References:
-        Song, Durkan, Murray, Ermon, "Maximum likelihood training of score-based diffusion models", 2021, theorem 1, §5.
-        Kingma et al., "Variational diffusion models", 2021, eq. 17.
-
-    Checked by tests/cflows/test_denoising.py.
-    """
-
-    def times(self, u: Float[Tensor, " rows"], sde: SDE, t_min: float) -> tuple[Tensor, Tensor]:
-        """t with log-SNR λ(t_min) + u (λ(1) - λ(t_min)), constant w."""
-        high, low = sde.log_snr(u.new_tensor([t_min, 1.0]))
-        t = sde.time(high + u * (low - high)).clamp(t_min, 1.0)
-        return t, (0.5 * (high - low)).expand_as(u)
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -70,10 +28,12 @@ class DenoisingScoreMatching(nn.Module):
     Args:
         score: score(x, t) or score(x, t, context), a network.
         sde: the noising process.
-        weighting: `VarianceWeighting()` where omitted, or `LikelihoodWeighting()`.
+        weighting: where times are drawn and how much each counts; `VarianceWeighting()` where omitted. A
+            `LearnedWeighting` learns in training mode and stands still in evaluation mode.
         t_min: smallest time, above 0, where the loss of a network stays finite.
 
     Example:
+        >>> import torch
         >>> from cflows import VPSDE
         >>> loss = DenoisingScoreMatching(lambda x, t: torch.zeros_like(x), VPSDE())
         >>> round(loss(torch.zeros(10_000, 2), generator=torch.Generator().manual_seed(0)).item(), 1)  # E ‖ε‖²/D
@@ -99,9 +59,13 @@ class DenoisingScoreMatching(nn.Module):
         Raises:
             ValueError: an empty batch.
         """
-        t, weight = self.weighting.times(spread_evenly(batch, generator), self.sde, self.t_min)
+        u = spread_evenly(batch, generator)
+        t, weight = self.weighting.times(u, self.sde, self.t_min)
         eps = randn(batch.shape, generator, like=batch)
         scale, std = (align(part, batch) for part in self.sde.marginal(t))
         x_t = scale * batch + std * eps
         s = self.score(x_t, t) if context is None else self.score(x_t, t, context)
-        return mean_over_rows(weight * (std * s + eps).square().flatten(1).mean(1), owner=type(self).__name__)
+        losses = (std * s + eps).square().flatten(1).mean(1)
+        if self.training and isinstance(self.weighting, LearnedWeighting):
+            self.weighting.observe(u, losses)
+        return mean_over_rows(weight * losses, owner=type(self).__name__)

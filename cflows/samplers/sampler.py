@@ -70,6 +70,10 @@ class OneStepSampler(Sampler, abc.ABC):
     def step(self, score: Score, sde: SDE, x: Rows, t: Tensor, s: Tensor, noise: Noise) -> Rows:
         """x at s from x at t > s, both 0-dimensional; `noise(x)` draws, and is zero in a last step without noise."""
 
+    def noise_at(self, step: int, draw: Noise) -> Noise:
+        """`draw`, or zeros in a last step that leaves its noise out."""
+        return torch.zeros_like if self.denoise and step == self.steps - 1 else draw
+
     @torch.no_grad()
     def __call__(
         self, score: Score, sde: SDE, x_T: Rows, *, generator: Rng = None, callback: Callback | None = None
@@ -77,8 +81,7 @@ class OneStepSampler(Sampler, abc.ABC):
         """x_0 like `x_T`."""
         x, draw = x_T, normal_like(generator)
         for step, (t, s) in enumerate(intervals(self, sde, x_T)):
-            last = step == self.steps - 1
-            x = self.step(score, sde, x, t, s, torch.zeros_like if self.denoise and last else draw)
+            x = self.step(score, sde, x, t, s, self.noise_at(step, draw))
             if callback is not None:
                 callback(step, x)
         return x

@@ -125,7 +125,7 @@ def test_draws_at_the_ends_of_the_unit_interval(u: float, monkeypatch: pytest.Mo
     skewed = BoltzmannMachine(2, bias=True).double()
     with torch.no_grad():
         skewed.b.fill_(400.0)
-    monkeypatch.setattr(torch, "rand", lambda size, **keywords: torch.full((size,), u, dtype=torch.float64))
+    monkeypatch.setattr(torch, "rand", lambda size, **keywords: torch.full(size, u, dtype=torch.float64))
     assert skewed.sample((1,)).tolist() == [[1.0, 1.0]]
     assert model.sample((1,)).tolist() == [[-1.0 if u == 0 else 1.0] * 8]
 

@@ -26,7 +26,7 @@ def test_preconditioning_gives_the_network_unit_variance() -> None:
     sigma, v = 0.7, 0.25
     seen: list[torch.Tensor] = []
     model = NCSN(2, sigmas=LADDER, hidden=(8,), data_std=v**0.5).double()
-    model.conditional.net.forward = lambda x, embedding: seen.append(x) or torch.ones_like(x)
+    model.conditional.net.net.forward = lambda x, embedding: seen.append(x) or torch.ones_like(x)
     x = (v + sigma**2) ** 0.5 * normal(20_000, (2,), rng(1))
     score = model.score(x, levels(sigma, len(x)))
     assert seen[0].std().item() == pytest.approx(1.0, abs=0.02)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from cases import SAMPLERS, SDES
+from cases import COUPLE_ROWS, DRAW_NOTHING, SAMPLERS, SDES, callbacks, shortened
 from contracts import samplers
 from helpers import rng
 
@@ -38,7 +38,8 @@ def one_step(
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_clean(sampler: str, name: str) -> None:
-    samplers.is_clean(SAMPLERS[sampler], SDES[name][0], steps=SAMPLERS[sampler].steps)
+    short = shortened(SAMPLERS[sampler])
+    samplers.is_clean(short, SDES[name][0], steps=callbacks(short), random=sampler not in DRAW_NOTHING)
 
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve-narrow"])
@@ -53,6 +54,24 @@ def test_gaussian_data(sampler: str, name: str) -> None:
         bias=0.1,
         generator=rng(0),
     )
+
+
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_mixture(sampler: str, name: str) -> None:
+    samplers.reaches_a_mixture(SAMPLERS[sampler], SDES[name][0], bias=0.05, generator=rng(0))
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in COUPLE_ROWS])
+def test_rows_with_generators_of_their_own(sampler: str, name: str) -> None:
+    samplers.row_is_its_own(shortened(SAMPLERS[sampler]), SDES[name][0])
+
+
+@pytest.mark.parametrize("sampler", COUPLE_ROWS)
+def test_coupled_rows_refuse_generators_of_their_own(sampler: str) -> None:
+    with pytest.raises(TypeError, match="RowGenerators"):
+        samplers.row_is_its_own(SAMPLERS[sampler], VPSDE())
 
 
 @pytest.mark.parametrize("denoise", [False, True])
@@ -81,7 +100,11 @@ def test_gold_bias(c: float, count: int) -> None:
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve-narrow"])
 def test_weak_order(name: str) -> None:
     t_min = 0.3
-    samplers.weak_order_is(lambda n: EulerMaruyama(steps=n, t_min=t_min, denoise=False), SDES[name][0], 1, t_min=t_min)
+
+    def build(steps: int) -> EulerMaruyama:
+        return EulerMaruyama(steps=steps, t_min=t_min, denoise=False)
+
+    samplers.weak_order_is(build, SDES[name][0], build(1).orders.weak, t_min=t_min, steps=(100, 200, 400))
 
 
 def test_last_time_is_not_asked() -> None:

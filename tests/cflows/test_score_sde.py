@@ -6,9 +6,10 @@ from cases import SDES
 from helpers import normal, perturb, rng, seeded
 from torch import Tensor, nn
 
-from cflows import VPSDE, EulerMaruyama, ScoreSDE
+from cflows import VPSDE, AdaptiveSDE, EulerMaruyama, PredictorCorrector, ScoreSDE
 from cflows.probability_flow import ODESolver
-from core import ExactDivergence, Hutchinson, StandardNormal
+from cflows.samplers.sampler import Sampler
+from core import ExactDivergence, Hutchinson, RowGenerators, StandardNormal
 
 TIGHT = ODESolver(rtol=1e-6, atol=1e-6)
 
@@ -108,7 +109,7 @@ def test_gradient_of_log_prob_against_finite_differences() -> None:
 
 def test_gradient_in_a_parameter_against_finite_differences() -> None:
     model = perturbed(1, solver=ODESolver(method="rk4", steps=20))
-    x, bias, h = torch.tensor([[0.3], [-1.0]], dtype=torch.float64), model.net.mlp.head.bias, 1e-5
+    x, bias, h = torch.tensor([[0.3], [-1.0]], dtype=torch.float64), model.net.net.head.bias, 1e-5
     (gradient,) = torch.autograd.grad(model.log_prob(x).sum(), bias)
     values = []
     for sign in (1, -1):
@@ -169,3 +170,35 @@ def test_prior_is_that_of_the_process_and_moves_along() -> None:
 def test_settings_that_make_no_sense(keywords: dict) -> None:
     with pytest.raises(ValueError, match="t_min within"):
         ScoreSDE(2, **keywords)
+
+
+def test_rows_that_leave_early_take_their_context_along() -> None:
+    """A sampler whose rows arrive at different times asks for the contexts of those that are left."""
+    sampler = AdaptiveSDE(rtol=0.5, atol=0.5, t_min=0.1)
+    model = (
+        perturb(seeded(lambda: ScoreSDE(2, hidden=(8,), context_features=1, sampler=sampler)), rng(4)).double().eval()
+    )
+    context = torch.tensor([[-3.0], [0.0], [3.0]], dtype=torch.float64)
+    together = model.sample((3,), context=context, generator=RowGenerators([0, 1, 2]))
+    alone = [model.sample((1,), context=c[None], generator=RowGenerators([i])) for i, c in enumerate(context)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama(t_min=1e-6), PredictorCorrector(predictor=EulerMaruyama(t_min=0.0))])
+def test_a_sampler_stays_where_the_score_is_defined(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match="score ends at t_min=1e-05, but its sampler goes on to"):
+        ScoreSDE(2, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keywords", "sentence"),
+    [
+        (4, {"heads": 2}, "heads, attention and patch are of 'unet'"),
+        (4, {"patch": 2}, "heads, attention and patch are of 'unet'"),
+        ((1, 7, 8), {"network": "unet", "patch": 2}, "patch=2 must divide the sides"),
+        (4, {"network": "unet"}, "takes images"),
+    ],
+)
+def test_networks_that_do_not_fit(shape: object, keywords: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ScoreSDE(shape, **keywords)

@@ -7,13 +7,14 @@ import torch
 from cases import SDES
 from contracts import sdes
 
-from cflows import SDE, VESDE, VPSDE, SubVPSDE
+from cflows import SDE, VESDE, VPSDE, AffineSDE, CosineVPSDE, SubVPSDE, prior_kl
 from cflows.sde import reverse_drift
 
 CONTRACTS = [
     sdes.marginal_solves_the_moment_equations,
     sdes.drift_is_linear,
     sdes.log_snr_matches,
+    sdes.kernels_compose,
     sdes.prior_is_close_to_the_marginal,
     sdes.shapes_and_dtypes_follow_time,
     sdes.float32_keeps_its_digits,
@@ -111,3 +112,87 @@ def test_an_unknown_transition_is_refused() -> None:
 @pytest.mark.parametrize("sde", [VPSDE(beta_max=200.0), SubVPSDE(beta_max=200.0)])
 def test_log_snr_of_a_steep_schedule_stays_finite_in_float32(sde: SDE) -> None:
     assert sde.log_snr(torch.ones(())).item() == pytest.approx(-100.05, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve", "cosine-vp"])
+def test_affine_finds_drift_and_diffusion_of_the_named_ones(name: str) -> None:
+    sde = SDES[name][0]
+    affine = AffineSDE(scale=lambda t: sde.marginal(t)[0], std=lambda t: sde.marginal(t)[1])
+    t, x = sdes.times(), torch.ones(len(sdes.TIMES), 1, dtype=torch.float64)
+    torch.testing.assert_close(affine.diffusion(t), sde.diffusion(t), rtol=1e-9, atol=0)
+    torch.testing.assert_close(affine.drift(x, t), sde.drift(x, t), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(affine.log_snr(t), sde.log_snr(t), rtol=1e-9, atol=1e-12)
+
+
+def test_affine_works_where_gradients_are_off() -> None:
+    """Samplers call it so."""
+    sde, t = SDES["affine-angle"][0], torch.tensor(0.5)
+    with torch.no_grad():
+        drift, diffusion = sde.drift(torch.ones(1, 1), t), sde.diffusion(t)
+    angle = 1.53 * 0.5
+    assert drift.item() == pytest.approx(-1.53 * math.tan(angle), rel=1e-5)
+    assert diffusion.item() ** 2 == pytest.approx(2 * 1.53 * math.tan(angle), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "std"),
+    [
+        (torch.ones_like, lambda t: 1 - t),
+        (lambda t: 0.5 - t, lambda t: t),
+        (torch.ones_like, lambda t: -t),
+        (torch.ones_like, torch.ones_like),
+    ],
+    ids=["std falls", "scale crosses zero", "negative std", "nothing happens"],
+)
+def test_affine_refuses_what_is_no_noising(scale: Callable, std: Callable) -> None:
+    with pytest.raises(ValueError, match="AffineSDE needs scale and std positive"):
+        AffineSDE(scale=scale, std=std)
+
+
+def test_cosine_is_the_published_schedule() -> None:
+    """ᾱ = f(t')/f(0), f = cos²(½ π (t' + s)/(1 + s)), where t' < 1 ends at the given scale."""
+    sde, t = CosineVPSDE(), torch.linspace(0, 1, 11, dtype=torch.float64)
+
+    def f(t: torch.Tensor) -> torch.Tensor:
+        return torch.cos(0.5 * math.pi * (t + 0.008) / 1.008).square()
+
+    end = math.acos(0.006571586495 * math.cos(0.5 * math.pi * 0.008 / 1.008)) * 1.008 / (0.5 * math.pi) - 0.008
+    assert 0.99 < end < 1
+    torch.testing.assert_close(sde.marginal(t)[0].square(), f(end * t) / f(0 * t), rtol=1e-9, atol=1e-15)
+    assert sde.marginal(t[-1])[0].item() == pytest.approx(0.006571586495, rel=1e-12)
+
+
+@pytest.mark.parametrize("keywords", [{"offset": 0.0}, {"scale_min": 0.0}, {"scale_min": 1.0}])
+def test_cosine_settings_that_make_no_sense(keywords: dict) -> None:
+    with pytest.raises(ValueError, match="CosineVPSDE needs offset > 0 and scale_min within"):
+        CosineVPSDE(**keywords)
+
+
+@pytest.mark.parametrize(("variance", "expected"), [(0.01, 4.6e-10), (0.25, 2.6e-10), (4.0, 4.2e-9)])
+def test_published_mismatch_of_the_prior(variance: float, expected: float) -> None:
+    assert prior_kl(VPSDE(), variance=variance) == pytest.approx(expected, rel=0.03)
+    with_mean = prior_kl(VPSDE(), mean=2.0, variance=variance)
+    assert with_mean - prior_kl(VPSDE(), variance=variance) == pytest.approx(4 * 2.1593e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_mismatch_of_the_prior_is_the_divergence(name: str) -> None:
+    """Against torch's closed form for two normals, where its digits reach."""
+    sde = SDES[name][0]
+    scale, std = (v.item() for v in sde.marginal(torch.ones((), dtype=torch.float64)))
+    widths = torch.tensor([math.sqrt(scale**2 * 9.0 + std**2), 1.0 if "vp" in name else std], dtype=torch.float64)
+    p_1, prior = (torch.distributions.Normal(m, s) for m, s in zip((scale * 3.0, 0.0), widths, strict=True))
+    expected = torch.distributions.kl_divergence(p_1, prior).item()
+    assert prior_kl(sde, mean=3.0, variance=9.0) == pytest.approx(expected, rel=1e-4, abs=1e-14)
+
+
+def test_mismatch_needs_a_variance() -> None:
+    with pytest.raises(ValueError, match="positive variance, but it is 0"):
+        prior_kl(VPSDE(), variance=0.0)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_time_keeps_the_digits_of_float64(name: str) -> None:
+    """Also where the log-SNR is extreme."""
+    t = torch.linspace(0.02, 1, 50, dtype=torch.float64)
+    torch.testing.assert_close(SDES[name][0].time(SDES[name][0].log_snr(t)), t, rtol=1e-12, atol=1e-14)

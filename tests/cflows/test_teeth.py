@@ -25,7 +25,7 @@ from wrong import (
 )
 
 from cflows import SDE, VESDE, VPSDE, LikelihoodWeighting, SubVPSDE, ode_log_prob, probability_flow_log_prob
-from cflows.objectives.denoising import Weighting
+from cflows.objectives.weightings import Weighting
 from cflows.sde import Score, probability_flow
 from core import DensityModel, ExactDivergence, GaussianMixture, Hutchinson, LikelihoodEstimate, StandardNormal
 from core.divergence import Divergence
@@ -41,6 +41,12 @@ SDES: dict[str, tuple[Callable[[SDE], None], SDE, dict[str, Callable]]] = {
     "log-SNR of the std": (sdes.log_snr_matches, VP, {"log_snr": lambda t: VP.log_snr(t) / 2}),
     "time that is no inverse": (sdes.log_snr_matches, VP, {"time": SUB_VP.time}),
     "std that loses its digits": (sdes.float32_keeps_its_digits, VP, {"marginal": naive_vp_marginal}),
+    "kernel of the marginal": (
+        sdes.kernels_compose,
+        VP,
+        {"transition_kernel": lambda s, t: (VP.marginal(t)[0] / VP.marginal(s)[0], VP.marginal(t)[1])},
+    ),
+    "kernel run backwards": (sdes.kernels_compose, VP, {"transition_kernel": lambda s, t: VP.transition_kernel(t, s)}),
     "prior of half the width": (
         sdes.prior_is_close_to_the_marginal,
         VE,

@@ -59,6 +59,23 @@ def log_snr_matches(sde: SDE, *, tolerance: float = 1e-9) -> None:
     )
 
 
+def kernels_compose(sde: SDE, *, tolerance: float = 1e-9) -> None:
+    """From s to t and on to u is from s to u; from the law at s comes the law at t; a short way has variance g² dt."""
+    s, t, u = (torch.tensor(value, dtype=torch.float64) for value in ([1e-3, 0.2, 0.5], [0.1, 0.3, 0.9], [0.4, 0.6, 1]))
+    first, second, whole = sde.transition_kernel(s, t), sde.transition_kernel(t, u), sde.transition_kernel(s, u)
+    torch.testing.assert_close(first[0] * second[0], whole[0], rtol=tolerance, atol=0)
+    variance = (second[0] * first[1]).square() + second[1].square()
+    torch.testing.assert_close(variance, whole[1].square(), rtol=tolerance, atol=0)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = sde.marginal(s), sde.marginal(t)
+    torch.testing.assert_close(first[0] * alpha_s, alpha_t, rtol=tolerance, atol=0)
+    reached = (first[0] * sigma_s).square() + first[1].square()
+    torch.testing.assert_close(reached, sigma_t.square(), rtol=tolerance, atol=0)
+    gap = 1e-7
+    growth = sde.transition_kernel(s, s + gap)[1].square() / gap
+    torch.testing.assert_close(growth, sde.diffusion(s).square(), rtol=1e-3, atol=0)
+    assert (sde.transition_kernel(t, t)[1] == 0).all(), "no time, and yet some noise"
+
+
 def prior_is_close_to_the_marginal(sde: SDE, *, scale_left: float = 0.06, tolerance: float = 1e-3) -> None:
     """At t = 1 little of unit data is left, and the prior has the mean and standard deviation of what there is."""
     scale, std = sde.marginal(torch.ones((), dtype=torch.float64))
