@@ -1,5 +1,6 @@
 """From a config to data, a model over raw data and its training objective."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ from experiment.decoded import Decoded
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
 from experiment.sections.base import Section
+from experiment.sections.continuous import ScoreSDEModel
 from experiment.sections.data import (
     BSDSData,
     CifarData,
@@ -95,7 +97,7 @@ def load_data(data: Section, root: Path) -> Dataset:
     """
     match data:
         case DigitsData():
-            return digits(layout=data.layout)
+            return digits(layout=data.layout, labels=data.labels)
         case ToyData():
             return toy(
                 data.name,
@@ -105,7 +107,7 @@ def load_data(data: Section, root: Path) -> Dataset:
                 seed=data.seed,
             )
         case MNISTData():
-            return mnist(root, layout=data.layout, validation_rows=data.validation_rows)
+            return mnist(root, layout=data.layout, validation_rows=data.validation_rows, labels=data.labels)
         case CifarData():
             return cifar10_lossless_4k(
                 root, layout=data.layout, validation_rows=data.validation_rows, test_rows=data.test_rows
@@ -118,7 +120,12 @@ def load_data(data: Section, root: Path) -> Dataset:
 
 
 def build(
-    config: Config, event_shape: tuple[int, ...], *, bins: int | None = None, rows: Tensor | None = None
+    config: Config,
+    event_shape: tuple[int, ...],
+    *,
+    bins: int | None = None,
+    classes: int = 0,
+    rows: Tensor | None = None,
 ) -> Built:
     """The model over raw data and its objective.
 
@@ -126,6 +133,7 @@ def build(
         config: the experiment; its seed is not used here, parameters come from torch's global generator.
         event_shape: shape of one row.
         bins: levels of integer data, None for continuous data.
+        classes: classes of labelled data, 0 for none: with them the model is one of x given the class as one-hot.
         rows: training rows to which a standardization is fitted; without them it waits for a state dict.
 
     Raises:
@@ -145,8 +153,8 @@ def build(
         preprocessing = _preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
     try:
         if kind in CONTINUOUS:
-            return _continuous(config, event_shape, preprocessing, rows)
-        inner = _model(config.model, event_shape, bins=bins)
+            return _continuous(config, event_shape, preprocessing, rows, classes)
+        inner = _model(config.model, event_shape, bins=bins, classes=classes)
     except ValueError as error:
         raise UserError(f"model.kind={kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
@@ -154,7 +162,7 @@ def build(
 
 
 def _continuous(
-    config: Config, event_shape: tuple[int, ...], preprocessing: Bijection | None, rows: Tensor | None
+    config: Config, event_shape: tuple[int, ...], preprocessing: Bijection | None, rows: Tensor | None, classes: int
 ) -> Built:
     """A continuous model behind its preprocessing, and its score matching objective on preprocessed rows."""
     if config.preprocessing.variational is not None:
@@ -162,12 +170,15 @@ def _continuous(
             f"preprocessing.variational trains by maximum likelihood, but model.kind={config.model.kind} does not."
         )
     fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
-    inner, objective = build_continuous(config.model, event_shape, rows=fitted)
+    dropout = config.model.label_dropout if isinstance(config.model, ScoreSDEModel) else 0.0
+    if dropout and not classes:
+        raise ValueError(f"label_dropout={dropout} leaves out labels, but the data have none; set data.labels=true.")
+    inner, objective = build_continuous(config.model, event_shape, rows=fitted, classes=classes)
     model: GenerativeModel = inner
     if preprocessing is not None:
         model = Flow(preprocessing, inner) if isinstance(inner, DensityModel) else Decoded(preprocessing, inner)
     metric = "score_matching_loss" if config.model.kind == "energy" else "denoising_loss"
-    return Built(model, Preprocessed(preprocessing, objective, metric=metric))
+    return Built(model, Preprocessed(preprocessing, objective, metric=metric, context_dropout=dropout))
 
 
 def _check_raw(config: Config, bins: int | None) -> None:
@@ -234,17 +245,22 @@ def _preprocess(preprocessing: Bijection | None, rows: Tensor) -> Tensor:
     return z
 
 
-def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None) -> DensityModel:
+def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None, classes: int) -> DensityModel:
     keywords = section.model_dump(exclude={"kind"})
+    if classes:
+        keywords["context_features"] = classes
     match section:
         case NICEModel(base=base):
             return NICE(event_shape, **{**keywords, "base": StandardNormal(event_shape) if base == "normal" else None})
         case MAFModel(base=base) if base is not None:
-            mixture = MADE(event_shape, conditional="mixture", **base.model_dump())
+            mixture = MADE(event_shape, conditional="mixture", context_features=classes, **base.model_dump())
             return MAF(event_shape, **{**keywords, "base": mixture})
     if section.kind in MASSES:
         return MASSES[section.kind](event_shape, bins=bins, **keywords)
-    return FLOWS[section.kind](event_shape, **keywords)
+    made = FLOWS[section.kind]
+    if classes and "context_features" not in inspect.signature(made).parameters:
+        raise ValueError("it takes no labels; set data.labels=false, or choose another model.")
+    return made(event_shape, **keywords)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,10 +1,17 @@
 """What the four scripts share: common options, and mistakes shown as one sentence with an exit status."""
 
 import argparse
+import inspect
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from experiment.errors import NumericalError, UserError
+
+MOST_LISTED = 1_000_000  # seeds or labels that are no single range
+MODES = {"part": "--inpaint", "steps": "--interpolate"}
 
 
 def parser(description: str, *, example: str) -> argparse.ArgumentParser:
@@ -18,6 +25,95 @@ def parser(description: str, *, example: str) -> argparse.ArgumentParser:
     made.add_argument("--device", default="auto", help="cpu, cuda or auto (a GPU where there is one); default auto")
     made.add_argument("--threads", type=int, default=0, help="CPU threads; default by the size of the model")
     return made
+
+
+def sampling_parser() -> argparse.ArgumentParser:
+    """The parser of sample.py: what is not given is None, so that the functions' own defaults stand."""
+    p = parser(
+        "Draw samples, fill in parts of test rows, or go between test rows through the latent space: an .npy file, and "
+        "a picture beside it.",
+        example="sample.py runs/digits/real_nvp --count 64",
+    )
+    p.add_argument("run", type=Path, metavar="RUN", help="run folder made by train.py")
+    p.add_argument("--count", type=int, help="number of samples or of ways; default 64")
+    p.add_argument("--seed", type=int, help="seed of the draws; default 0")
+    p.add_argument("--seeds", metavar="LIST", help="a seed a sample, which then depends on no other: 5,6,7 or 0-63")
+    p.add_argument("--chunk", type=int, metavar="N", help="samples at a time, for any number in bounded memory")
+    p.add_argument("--label", dest="labels", metavar="LIST", help="classes in turn, of a run with labels; default all")
+    p.add_argument("--guidance", type=float, metavar="W", help="weight of the labels, 1 as learned; score_sde alone")
+    p.add_argument("--temperature", type=float, help="factor on a flow's latent draws; default 1")
+    p.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        metavar="KEY=VALUE",
+        help="sampler.kind=..., sampler.steps=...; repeatable",
+    )
+    p.add_argument(
+        "--inpaint",
+        dest="part",
+        metavar="PART",
+        help="draw left, right, top, bottom, box or a .npy mask of test rows anew",
+    )
+    p.add_argument("--resample", type=int, metavar="U", help="times that each step of --inpaint is taken; default 1")
+    p.add_argument(
+        "--interpolate",
+        dest="steps",
+        type=int,
+        metavar="STEPS",
+        help="ways of so many steps between pairs of test rows",
+    )
+    p.add_argument(
+        "--animate", type=Path, metavar="FILE", help="a .gif or .mp4 of how noise becomes samples; score_sde alone"
+    )
+    p.add_argument("--data-root", type=Path, help="folder of the data files; default where the run was trained")
+    p.add_argument("--out", type=Path, help="the .npy file; default samples, inpainted or interpolations.npy in RUN")
+    return p
+
+
+def given_options(asked: argparse.Namespace, draw: Callable[..., Any]) -> dict[str, Any]:
+    """The options that were given to sample.py, as keywords of what draws.
+
+    Raises:
+        UserError: an option that `draw` does not take, or a list that is none.
+    """
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    taken = inspect.signature(draw).parameters
+    if "data_root" not in taken:  # harmless where no data are read
+        given.pop("data_root", None)
+    for name in given:
+        if name not in taken:
+            mode = next((flag for key, flag in MODES.items() if key in taken), "draws of whole samples")
+            raise UserError(f"{_flag(name)} does not go with {mode}.")
+    for name in {"seeds", "labels"} & given.keys():
+        given[name] = whole_numbers(given[name], option=_flag(name))
+    return {"count": len(given.get("seeds", range(64))), **given}
+
+
+def _flag(name: str) -> str:
+    return MODES.get(name) or {"labels": "--label", "settings": "--set"}.get(name) or f"--{name.replace('_', '-')}"
+
+
+def whole_numbers(text: str, *, option: str) -> Sequence[int]:
+    """Numbers and ranges, both ends included, from a list such as `5,6,10-12`; a range alone takes no memory.
+
+    Raises:
+        UserError: anything else.
+
+    Example:
+        >>> list(whole_numbers("5,6,10-12", option="--seeds"))
+        [5, 6, 10, 11, 12]
+    """
+    ranges: list[range] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise UserError(f"{option} takes whole numbers such as 5,6,7 or 0-63, but was given {text!r}.")
+        ranges.append(range(int(first), int(last or first) + 1))
+    highest = max(numbers.stop for numbers in ranges)
+    if highest > 2**63 or (len(ranges) > 1 and sum(map(len, ranges)) > MOST_LISTED):
+        raise UserError(f"{option} takes numbers below 2**63, at most {MOST_LISTED} in a list, but was given {text!r}.")
+    return ranges[0] if len(ranges) == 1 else tuple(itertools.chain(*ranges))
 
 
 def run(main: Callable[[], None]) -> int:

@@ -160,6 +160,12 @@ def _check_names(runs: Sequence[Run]) -> None:
 def _check_same_rows(summaries: Sequence[Summary]) -> None:
     first = summaries[0]
     for other in summaries[1:]:
+        if other.conditional != first.conditional:
+            told, untold = (first, other) if first.conditional else (other, first)
+            raise UserError(
+                f"{told.run} was told the labels and {untold.run} was not: log p(x | y) and log p(x) cannot be "
+                "compared."
+            )
         if other.data_fingerprint != first.data_fingerprint:
             raise UserError(
                 f"{first.run} was tested on {first.data} ({first.rows} rows) and {other.run} on {other.data} "
@@ -175,7 +181,7 @@ def _check_same_rows(summaries: Sequence[Summary]) -> None:
 def _cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table, as text."""
     integers = summaries[0].bits_per_dim is not None
-    header = ["run", "kind", "log p (nats)"]
+    header = ["run", "kind", "log p(x | y) (nats)" if summaries[0].conditional else "log p (nats)"]
     header += ["bits/dim", "log-mean-exp"] if integers else []
     header += ["± rows", "± draws", "± trace", "± solver", "truncation", "NFE", "parameters", "train s", "eval s"]
     return header, [_row(s, integers=integers) for s in summaries]
@@ -221,8 +227,11 @@ def _samples(runs: Sequence[Run], *, data_root: str | Path | None, device: str) 
     count = 64 if dataset.image_shape is not None else 4000
     samples = {"test data": dataset.test[:count].double().numpy()}
     place = resolve_device(device)
+    context = dataset.context("test")
+    context = None if context is None else context[:count].to(place)
     for run in runs:
         generator = torch.Generator(place).manual_seed(SAMPLE_SEED)
-        drawn = load_run(run.path, device=place).sample((count,), generator=generator)
+        rows = count if context is None else len(context)
+        drawn = load_run(run.path, device=place).sample((rows,), context=context, generator=generator)
         samples[run.name] = drawn.double().cpu().numpy()
     return sample_figure(samples, image_shape=dataset.image_shape, bins=dataset.bins, title=f"Samples: {dataset.name}")

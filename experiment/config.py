@@ -125,6 +125,35 @@ def parse_config(table: dict[str, Any], *, source: str) -> Config:
         raise UserError(f"{source}: {describe(error, Config)}") from error
 
 
+def with_sampler(config: Config, overrides: Sequence[str]) -> Config:
+    """The same experiment with another sampler.
+
+    Args:
+        config: the experiment.
+        overrides: settings such as `sampler.steps=50`; one of another kind begins with that kind's own defaults.
+
+    Raises:
+        UserError: a setting of something else, and as of `load_config`.
+    """
+    changes: dict[str, Any] = {}
+    for override in (text.strip().removeprefix("model.") for text in overrides):  # as errors name the keys
+        if not override.startswith("sampler."):
+            raise UserError(f"--set changes the sampler here, as sampler.steps=50 does, but was given {override!r}.")
+        _override(changes, override)
+    table = config.model_dump(mode="json")
+    table["model"] = _merged(table["model"], changes)
+    return parse_config(table, source="--set " + " --set ".join(overrides)) if overrides else config
+
+
+def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` over `table`, table by table; one that becomes another kind keeps nothing."""
+    merged = {} if changes.get("kind", table.get("kind")) != table.get("kind") else dict(table)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def _override(table: dict[str, Any], override: str) -> None:
     """Sets one `a.b=value` in nested tables."""
     key, equals, text = override.partition("=")

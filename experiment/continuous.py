@@ -10,26 +10,32 @@ from cflows import (
     SDE,
     VESDE,
     VPSDE,
+    CosineVPSDE,
+    CosineWeighting,
     DenoisingScoreMatching,
+    EDMWeighting,
     EnergyModel,
-    EulerMaruyama,
     FiniteDifferenceScoreMatching,
     FixedNoiseDenoising,
     ImplicitScoreMatching,
     LadderDenoising,
+    LearnedWeighting,
     LikelihoodWeighting,
     ScoreSDE,
     SlicedScoreMatching,
     SubVPSDE,
+    VarianceWeighting,
     geometric_ladder,
     largest_distance,
 )
-from cflows.objectives.denoising import VarianceWeighting
+from cflows.objectives.weightings import Weighting
 from cflows.probability_flow import ODESolver
 from core import DiagonalNormal, ExactDivergence, GenerativeModel, Hutchinson, HutchPlusPlus
 from core.divergence import Divergence
+from experiment.samplers import build_sampler
 from experiment.sections.base import Section
 from experiment.sections.continuous import (
+    CosineVPProcess,
     EnergyModelSection,
     ExactTrace,
     HutchinsonTrace,
@@ -47,7 +53,7 @@ CONTINUOUS = ("score_sde", "ncsn", "energy")
 
 
 def build_continuous(
-    section: Section, event_shape: tuple[int, ...], *, rows: Rows | None = None
+    section: Section, event_shape: tuple[int, ...], *, rows: Rows | None = None, classes: int = 0
 ) -> tuple[GenerativeModel, nn.Module]:
     """A continuous model and the objective that trains it; they share their parameters.
 
@@ -56,49 +62,74 @@ def build_continuous(
         event_shape: shape of one row.
         rows: returns the training rows as the model sees them, for what is fitted to them; without them it waits for a
             state dict.
+        classes: width of the context, 0 for none.
 
     Raises:
         ValueError: a model and data that do not fit.
     """
     match section:
         case ScoreSDEModel():
-            return _score_sde(section, event_shape)
+            return _score_sde(section, event_shape, classes)
         case NCSNModel():
-            return _ncsn(section, event_shape, rows)
+            return _ncsn(section, event_shape, rows, classes)
         case EnergyModelSection():
-            return _energy(section, event_shape)
+            return _energy(section, event_shape, classes)
     raise ValueError(f"{type(section).__name__} is no continuous model.")
 
 
-def _score_sde(section: ScoreSDEModel, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, nn.Module]:
+def _score_sde(section: ScoreSDEModel, event_shape: tuple[int, ...], classes: int) -> tuple[GenerativeModel, nn.Module]:
     model = ScoreSDE(
         event_shape,
         sde=_sde(section.sde),
+        network=section.network,
         hidden=section.hidden,
+        depth=section.depth,
+        heads=section.heads,
+        attention=section.attention,
+        patch=section.patch,
         dropout=section.dropout,
+        context_features=classes,
         frequencies=section.frequencies,
+        parametrization=section.parametrization,
         data_std=section.data_std,
         t_min=section.t_min,
         divergence=_divergence(section.divergence),
         solver=ODESolver(**section.solver.model_dump()),
         error_factor=section.error_factor,
-        sampler=EulerMaruyama(**section.sampler.model_dump()),
+        sampler=build_sampler(section.sampler),
     )
-    weighting = LikelihoodWeighting() if section.weighting == "likelihood" else VarianceWeighting()
-    return model, DenoisingScoreMatching(model, model.sde, weighting=weighting, t_min=section.t_min)
+    return model, DenoisingScoreMatching(model, model.sde, weighting=_weighting(section), t_min=section.t_min)
 
 
-def _ncsn(section: NCSNModel, event_shape: tuple[int, ...], rows: Rows | None) -> tuple[GenerativeModel, nn.Module]:
+def _weighting(section: ScoreSDEModel) -> Weighting:
+    match section.weighting:
+        case "variance":
+            return VarianceWeighting()
+        case "likelihood":
+            return LikelihoodWeighting()
+        case "edm":
+            return EDMWeighting(data_std=section.data_std)
+        case "cosine":
+            return CosineWeighting()
+        case "learned":
+            return LearnedWeighting()
+
+
+def _ncsn(
+    section: NCSNModel, event_shape: tuple[int, ...], rows: Rows | None, classes: int
+) -> tuple[GenerativeModel, nn.Module]:
     keywords = section.model_dump(exclude={"kind", "ladder", "weighting", "sampler"})
     sigmas = _ladder(section.ladder, rows)
-    model = NCSN(event_shape, sigmas=sigmas, **keywords, **section.sampler.model_dump())
+    model = NCSN(event_shape, sigmas=sigmas, context_features=classes, **keywords, **section.sampler.model_dump())
     return model, LadderDenoising(model, model.sigmas, weighting=section.weighting)
 
 
-def _energy(section: EnergyModelSection, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, nn.Module]:
+def _energy(
+    section: EnergyModelSection, event_shape: tuple[int, ...], classes: int
+) -> tuple[GenerativeModel, nn.Module]:
     base = DiagonalNormal(event_shape, scale=section.base_scale, learnable=False)
     keywords = section.model_dump(include={"hidden", "step_size", "steps"})
-    model = EnergyModel(event_shape, base=base, **keywords)
+    model = EnergyModel(event_shape, base=base, context_features=classes, **keywords)
     options = section.objective.model_dump(exclude={"kind"})
     match section.objective.kind:
         case "implicit":
@@ -120,8 +151,8 @@ def _ladder(section: Ladder, rows: Rows | None) -> Tensor:
     return geometric_ladder(sigma_max, section.sigma_min, levels=section.levels)
 
 
-def _sde(section: VPProcess | SubVPProcess | VEProcess) -> SDE:
-    kinds: dict[str, type[SDE]] = {"vp": VPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
+def _sde(section: VPProcess | CosineVPProcess | SubVPProcess | VEProcess) -> SDE:
+    kinds: dict[str, type[SDE]] = {"vp": VPSDE, "cosine_vp": CosineVPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
     return kinds[section.kind](**section.model_dump(exclude={"kind"}))
 
 

@@ -94,7 +94,7 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
             progress.finished = ends or 0 < config.patience <= progress.stale
         if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
             watch.check()
-            save_checkpoint(run.last, trainer.state())
+            save_checkpoint(run.last, {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]})
             saved = time.monotonic()
     bar.close()
 
@@ -114,7 +114,7 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> 
         save_checkpoint(
             run.best,
             {
-                "config_sha256_16": trainer.config.digest,
+                "config_sha256_16": run.environment["config_sha256_16"],
                 "model": trainer.ema.built.model.state_dict(),
                 "step": progress.step,
                 "metric": metric,

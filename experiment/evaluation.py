@@ -4,6 +4,7 @@ import io
 import math
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Summary:
         checkpoint_sha256_16: digest of their file: another one makes the evaluation stale.
         train_seconds: training time until then.
         entropy_nats: entropy of the source where it is known.
+        conditional: whether the model was told the label of each row: log p(x | y) instead of log p(x).
     """
 
     run: str
@@ -90,6 +92,7 @@ class Summary:
     checkpoint_sha256_16: str
     train_seconds: float
     entropy_nats: float | None
+    conditional: bool = False
 
     @property
     def error_nats(self) -> float:
@@ -102,9 +105,10 @@ class Summary:
             "" if self.bits_per_dim is None else f", {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} bits/dim"
         )
         trip = "" if self.round_trip_max is None else f"; round trip within {self.round_trip_max:.1e}"
+        given = "log p(x | y)" if self.conditional else "log p"
         drawn, trace = known(self.dequantization_error_nats), known(self.trace_error_nats)
         return (
-            f"{self.run}: log p = {self.log_prob_nats:.4f} ± {self.error_nats:.4f} nats{bits} ({self.kind}), "
+            f"{self.run}: {given} = {self.log_prob_nats:.4f} ± {self.error_nats:.4f} nats{bits} ({self.kind}), "
             f"{self.rows} test rows of {self.data}, {self.draws} draw(s)\n"
             f"  error budget in nats: rows {self.sampling_error_nats:.4f} (of it draws "
             f"{drawn}, trace {trace}), solver {self.solver_error_nats:.4f}; "
@@ -157,8 +161,10 @@ def evaluate(
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
     count = 1 if dataset.bins is None or isinstance(model, MassModel) else _draws(folder, draws)
     started = time.monotonic()
-    arrays, kind = _measure(model, dataset.test.to(place), count, run=folder.name, progress_bar=progress_bar)
-    trips = _round_trips(model, dataset.test.to(place), run=folder.name)
+    x, context = dataset.test.to(place), dataset.context("test")
+    context = None if context is None else context.to(place)
+    arrays, kind = _measure(model, x, count, context=context, run=folder.name, progress_bar=progress_bar)
+    trips = _round_trips(model, x, context=context, run=folder.name)
     summary = _summarise(folder, dataset, arrays, kind, round_trip=trips, seconds=time.monotonic() - started)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -200,17 +206,17 @@ def _draws(run: Run, draws: int | None) -> int:
 
 @torch.no_grad()
 def _measure(
-    model: DensityModel, x: Tensor, draws: int, *, run: str, progress_bar: bool
+    model: DensityModel, x: Tensor, draws: int, *, context: Tensor | None = None, run: str, progress_bar: bool
 ) -> tuple[dict[str, Array], str]:
     """Each field of the estimates as `(draws, rows)`, and their kind."""
-    batches = x.split(BATCH_ROWS)
+    batches, contexts = x.split(BATCH_ROWS), _split(context, x)
     jobs = [(draw, i) for draw in range(draws) for i in range(len(batches))]
     fields: dict[str, list[Array]] = {}
     kind = ""
     for draw, i in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
         generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(batches) + i)
         try:
-            estimate = model.estimate_log_prob(batches[i], generator=generator)
+            estimate = model.estimate_log_prob(batches[i], contexts[i], generator=generator)
         except (RuntimeError, ValueError) as error:
             raise NumericalError(f"{run}: the likelihood could not be computed: {error}") from error
         kind = estimate.kind
@@ -222,12 +228,18 @@ def _measure(
     return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
 
 
-def _round_trips(model: DensityModel, x: Tensor, *, run: str) -> float | None:
+def _split(context: Tensor | None, x: Tensor) -> Sequence[Tensor | None]:
+    """The contexts of each batch of rows."""
+    batches = len(x.split(BATCH_ROWS))
+    return [None] * batches if context is None else context.split(BATCH_ROWS)
+
+
+def _round_trips(model: DensityModel, x: Tensor, *, context: Tensor | None = None, run: str) -> float | None:
     """The largest round-trip error of any row."""
     errors = []
-    for i, batch in enumerate(x.split(BATCH_ROWS)):
+    for i, (batch, of_batch) in enumerate(zip(x.split(BATCH_ROWS), _split(context, x), strict=True)):
         generator = torch.Generator(x.device).manual_seed(NOISE_SEED + i)
-        error = round_trip_error(model, batch, generator=generator)
+        error = round_trip_error(model, batch, of_batch, generator=generator)
         if error is None:
             return None
         errors.append(error)
@@ -295,6 +307,7 @@ def _summarise(
         checkpoint_sha256_16=file_digest(run.best),
         train_seconds=round(best["seconds"], 2),
         entropy_nats=dataset.entropy_nats,
+        conditional=dataset.labels is not None,
     )
 
 

@@ -5,18 +5,22 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from experiment.errors import UserError
 
 MAGIC = b"cflows checkpoint 1\n"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step: a reader or a crash sees the old file or the new one, never a part.
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end of the block, or leaves no trace where that fails.
 
     Raises:
         UserError: the disk or the folder refuses.
@@ -24,7 +28,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -34,9 +38,36 @@ def write_atomic(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces `path` in one step: a reader or a crash sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: the disk or the folder refuses.
+    """
+    with whole_or_absent(path) as file:
+        file.write(content)
+
+
+def write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]]) -> None:
+    """Writes a `.npy` file of `shape` in one step, some rows at a time as they come, and holds no more than those.
+
+    Appended and not mapped into memory: a full disk then is an error and no crash.
+
+    Raises:
+        UserError: the disk or the folder refuses.
+    """
+    with whole_or_absent(path) as file:
+        for i, rows in enumerate(chunks):
+            if i == 0:
+                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(rows).data)
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,31 @@ def sample_figure(
             axis.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             axis.set_axis_off()
     return figure
+
+
+def moving_figure(
+    last: Array, *, image_shape: tuple[int, ...] | None, bins: int | None, columns: int | None, title: str
+) -> tuple[Figure, Callable[[Array], None]]:
+    """A figure of images or points and what puts other rows into it; where the rows end sets its limits.
+
+    Args:
+        last: the rows that end the movement, `(count, *event)`.
+        image_shape: as of `sample_figure`.
+        bins: as of `sample_figure`.
+        columns: as of `sample_figure`.
+        title: title of the figure.
+    """
+    figure = sample_figure({"": last}, image_shape=image_shape, bins=bins, columns=columns, title=title)
+    axis = figure.axes[0]
+    shades = (float(last.min()), float(last.max())) if bins is None else (0.0, bins - 1.0)
+
+    def show(rows: Array) -> None:
+        if image_shape is None:
+            axis.collections[0].set_offsets(rows[:, :2])
+        else:
+            axis.images[0].set_data(_shade(_tile(rows, image_shape, columns=columns), *shades))
+
+    return figure, show
 
 
 def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array]) -> Figure:

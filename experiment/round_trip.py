@@ -7,16 +7,20 @@ from torch import Tensor
 
 from core import DensityModel
 from core.bases import Base
+from core.density import Context
 from discrete import Bijection, Compose, Flow
 
 
 @torch.no_grad()
-def round_trip_error(model: DensityModel, rows: Tensor, *, generator: torch.Generator) -> Tensor | None:
+def round_trip_error(
+    model: DensityModel, rows: Tensor, context: Context = None, *, generator: torch.Generator
+) -> Tensor | None:
     """max |x - f⁻¹(f(x))| over the values of each row, in units of the data, of [0, 1) for dequantized integers.
 
     Args:
         model: a trained model.
         rows: raw data, `(rows, *event)`.
+        context: of the rows, `(rows, features)`.
         generator: noise of a dequantization, after which the trip begins.
 
     Returns:
@@ -26,12 +30,12 @@ def round_trip_error(model: DensityModel, rows: Tensor, *, generator: torch.Gene
         return None
     bijections, x = list(_steps(model)), rows
     while bijections and bijections[0].forward_direction.kind == "bound":  # a surjection gives integers back anyway
-        x, _ = bijections.pop(0)(x, generator=generator)
+        x, _ = bijections.pop(0)(x, context, generator=generator)
     if not bijections:
         return torch.zeros(len(rows), device=rows.device)
     whole = Compose(*bijections)
-    z, _ = whole(x, generator=generator)
-    back, _ = whole.inverse(z, generator=generator)
+    z, _ = whole(x, context, generator=generator)
+    back, _ = whole.inverse(z, context, generator=generator)
     return (back - x).abs().flatten(1).amax(1)
 
 

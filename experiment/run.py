@@ -83,7 +83,9 @@ class Run:
 
     def build(self) -> Built:
         """The untrained model of the run's shape."""
-        return build(self.config, tuple(self.environment["event_shape"]), bins=self.environment["bins"])
+        environment = self.environment
+        classes = environment.get("classes", 0)  # of runs before there were labels
+        return build(self.config, tuple(environment["event_shape"]), bins=environment["bins"], classes=classes)
 
 
 def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path, device: torch.device) -> Run:
@@ -102,6 +104,7 @@ def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path,
         "data_sha256_16": dataset.digest,
         "event_shape": list(dataset.event_shape),
         "bins": dataset.bins,
+        "classes": dataset.classes,
         "image_shape": dataset.image_shape,
     }
     try:
@@ -143,7 +146,15 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> Generat
     Raises:
         UserError: no run there, or a checkpoint that is missing, damaged or of another model.
     """
-    run = open_run(path)
+    return load_model(open_run(path), device=device)
+
+
+def load_model(run: Run, *, device: torch.device | str = "cpu") -> GenerativeModel:
+    """As `load_run`, of a run that is open.
+
+    Raises:
+        UserError: as `load_run`.
+    """
     state = load_best(run, device=device)
     model = run.build().model
     try:

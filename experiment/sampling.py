@@ -1,24 +1,36 @@
 """Draws from trained runs and ways through their latent space, as files and pictures."""
 
-import io
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from core import GenerativeModel
+from cflows.interpolation import interpolate as interpolate_scores
+from cflows.samplers.probability_flow_ode import ProbabilityFlow
 from core.bases import Base
-from core.nets.masked import MaskedMLP
+from core.rng import Rng
 from discrete import Flow, interpolate
-from experiment.device import resolve_device
-from experiment.errors import NumericalError, UserError
-from experiment.files import write_atomic
-from experiment.plots import png, sample_figure
-from experiment.run import Run, load_run, open_run
-from experiment.threads import set_threads
-
-Written = tuple[Path, Path]  # the .npy file, and the picture
+from experiment.data import Dataset
+from experiment.drawing import (
+    Opened,
+    Rows,
+    Written,
+    check_finite,
+    check_out,
+    chosen_labels,
+    labels_in_turn,
+    one_sentence,
+    open_for_draws,
+    stream,
+    write_labels,
+    write_picture,
+    write_stream,
+)
+from experiment.errors import UserError
+from experiment.reverse_process import ReverseProcess
+from experiment.score_draws import Motion, score_process
 
 
 def draw_samples(
@@ -26,7 +38,13 @@ def draw_samples(
     *,
     count: int,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    chunk: int | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
     temperature: float = 1.0,
+    settings: Sequence[str] = (),
+    animate: Path | None = None,
     out: Path | None = None,
     device: str = "cpu",
     threads: int = 0,
@@ -37,31 +55,58 @@ def draw_samples(
         run: the run folder.
         count: number of samples, 1 or more.
         seed: of the draws.
+        seeds: one a sample instead, on which alone it then depends, up to rounding.
+        chunk: most samples at a time, which bounds the memory whatever the count; all at once where omitted. Without
+            `seeds` the samples depend on it.
+        labels: classes, which the samples have in turn; all of them where omitted, of a run with labels.
+        guidance: w of `cflows.guidance.classifier_free`, of a score model that was trained with `label_dropout`.
         temperature: factor on the draws of a flow's base; below 1 for samples nearer the mode.
-        out: the `.npy` file; `samples.npy` in the run folder where omitted. The picture lies beside it.
+        settings: of the sampler, such as `sampler.steps=50`, instead of the run's own.
+        animate: a .gif or .mp4 file of how noise becomes the first of the samples, of a score model under an SDE.
+        out: the `.npy` file; `samples.npy` in the run folder where omitted. The picture lies beside it, and the labels,
+            where there are any, as `*_labels.npy`.
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
 
     Returns:
-        The file of the samples `(count, *event)` and the picture.
+        The file of the samples `(count, *event)`, the picture, the labels and the animation.
 
     Raises:
-        UserError: no run, a damaged checkpoint, a count below 1, a seed out of range, a file that is no .npy, or a
-            temperature that the model does not know.
-        NumericalError: a sample that is not finite.
+        UserError: no run, a damaged checkpoint, a count below 1, a seed out of range, a file of the wrong kind, or what
+            the model does not know: a label, a temperature, guidance, a setting.
+        NumericalError: a sample that is not finite; no file is written then.
     """
-    _check(count, seed, out)
-    folder, model, place = _load(run, device, threads)
-    generator = torch.Generator(place).manual_seed(seed)
-    if temperature == 1:
-        x = model.sample((count,), generator=generator)
-    else:
-        try:
-            x = _flow(folder, model, "--temperature").sample((count,), generator=generator, temperature=temperature)
-        except ValueError as error:
-            raise UserError(f"{folder.name}: {error}") from error
+    rows = Rows(count=count, seed=seed, seeds=seeds, chunk=chunk)
+    check_out(out)
+    opened = open_for_draws(run, settings=settings, device=device, threads=threads)
+    classes = chosen_labels(opened, labels)
+    process = score_process(opened, guidance=guidance, option=None if animate is None else "--animate")
+    columns = len(classes) if 1 < len(classes) <= 16 else None  # a class a column
+    motion = None if animate is None else Motion(opened, animate, columns=columns)
+    flow = None if temperature == 1 else _flow(opened, "--temperature")
+
+    def draw(chunk: range, generator: Rng) -> Tensor:
+        context = opened.context(labels_in_turn(classes, chunk))
+        shape = (len(chunk),)
+        if flow is not None:
+            try:
+                return flow.sample(shape, context=context, generator=generator, temperature=temperature)
+            except ValueError as error:
+                raise UserError(f"{opened.run.name}: {error}") from error
+        if process is None:
+            return opened.model.sample(shape, context=context, generator=generator)
+        callback = motion.callback(chunk) if motion else None
+        return process.sample(*shape, context=context, guidance=guidance, generator=generator, callback=callback)
+
+    out = out or opened.run.path / "samples.npy"
     title = "Samples" if temperature == 1 else f"Samples at temperature {temperature:g}"
-    return _write(folder, x, out or folder.path / "samples.npy", title=title)
+    x = write_stream(out, (count, *opened.model.event_shape), stream(opened, rows, draw))
+    written = [out, write_picture(opened, out, {opened.run.name: x}, title=title, columns=columns)]
+    if classes:
+        written.append(write_labels(out, rows, classes))
+    if motion and process:
+        written.append(motion.write(process))
+    return tuple(written)
 
 
 def draw_interpolations(
@@ -70,86 +115,111 @@ def draw_interpolations(
     count: int,
     steps: int = 8,
     seed: int = 0,
+    labels: Sequence[int] | None = None,
+    settings: Sequence[str] = (),
     out: Path | None = None,
     data_root: Path | None = None,
     device: str = "cpu",
     threads: int = 0,
 ) -> Written:
-    """Ways between pairs of test rows through the latent space of a trained flow.
+    """Ways between pairs of test rows through the latent space of a flow, or of a score model's probability flow.
 
     Args:
         run: the run folder.
         count: number of ways, 1 or more.
         steps: points on each, both ends included, 2 or more.
         seed: of the choice of pairs and of the dequantization.
+        labels: classes, which the ways have in turn, each between two rows of one class; all of them where omitted, of
+            a run with labels.
+        settings: of the probability flow of a score model, such as `sampler.rtol=1e-3`.
         out: the `.npy` file; `interpolations.npy` in the run folder where omitted. The picture lies beside it.
         data_root: folder of the data files, where it moved since training.
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
 
     Returns:
-        The file of the ways `(count, steps, *event)` and the picture.
+        The file of the ways `(count, steps, *event)`, the picture and the labels.
 
     Raises:
-        UserError: as of `draw_samples`, a model that is no flow, or fewer than 2 steps.
+        UserError: as of `draw_samples`, a model or sampler that has no latent space, or fewer than 2 steps.
         NumericalError: a point that is not finite.
     """
-    _check(count, seed, out)
+    rows = Rows(count=count, seed=seed)
+    check_out(out)
     if steps < 2:
         raise UserError(f"--interpolate takes 2 steps or more, but was given {steps}.")
-    folder, model, place = _load(run, device, threads)
-    flow = _flow(folder, model, "--interpolate")
-    test = folder.load_data(data_root).test
-    ends = torch.randint(len(test), (2, count), generator=torch.Generator().manual_seed(seed))
-    x_0, x_1 = (test[rows].to(place) for rows in ends)
-    ways = interpolate(flow, x_0, x_1, steps=steps, generator=torch.Generator(place).manual_seed(seed))
-    out = out or folder.path / "interpolations.npy"
-    return _write(folder, ways.movedim(0, 1), out, title="Between test rows", columns=steps)
+    opened = open_for_draws(run, settings=settings, device=device, threads=threads)
+    classes = chosen_labels(opened, labels)
+    process = score_process(opened)
+    # Refused before the data are read.
+    between: Callable[..., Tensor]
+    if process is None:
+        between = partial(interpolate, _flow(opened, "--interpolate"))
+    else:
+        between = partial(_score_ways, process, _probability_flow(opened, process, asked=bool(settings)))
+    data = opened.run.load_data(data_root)
+    x_0, x_1 = (data.test[index].to(opened.device) for index in _pairs(data, classes, count, seed))
+    context = opened.context(labels_in_turn(classes, range(count)))
+    generator = torch.Generator(opened.device).manual_seed(seed)
+    with one_sentence(opened):
+        ways = between(x_0, x_1, steps=steps, context=context, generator=generator).movedim(0, 1)
+    check_finite(opened, ways.flatten(0, 1))
+    out = out or opened.run.path / "interpolations.npy"
+    x = write_stream(out, tuple(ways.shape), iter([ways])).reshape(-1, *opened.model.event_shape)
+    picture = write_picture(opened, out, {opened.run.name: x}, title="Between test rows", columns=steps)
+    return (out, picture, write_labels(out, rows, classes)) if classes else (out, picture)
 
 
-def _check(count: int, seed: int, out: Path | None) -> None:
-    if count < 1:
-        raise UserError(f"--count must be 1 or more, but is {count}.")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed must lie within 0 and 2**63 - 1, but is {seed}.")
-    if out is not None and out.suffix != ".npy":
-        raise UserError(f"--out must end in .npy, beside which the picture goes, but is {out}.")
+def _score_ways(
+    process: ReverseProcess,
+    sampler: ProbabilityFlow,
+    x_0: Tensor,
+    x_1: Tensor,
+    *,
+    steps: int,
+    context: Tensor | None,
+    generator: Rng,
+) -> Tensor:
+    """`(steps, count, *event)` of raw data."""
+    z_0, z_1 = (process.encode(x, generator=generator) for x in (x_0, x_1))
+    ways = interpolate_scores(sampler, process.score(context), process.inner.sde, z_0, z_1, steps=steps)
+    return process.decode(ways.flatten(0, 1)).unflatten(0, (steps, len(x_0)))
 
 
-def _load(run: str | Path, device: str, threads: int) -> tuple[Run, GenerativeModel, torch.device]:
-    place = resolve_device(device)
-    folder = open_run(run)
-    model = load_run(folder.path, device=place)
-    in_steps = any(isinstance(module, MaskedMLP) for module in model.modules())
-    set_threads(threads or (1 if in_steps else 0), model)  # each step is too small to share
-    return folder, model, place
+def _pairs(data: Dataset, classes: Sequence[int], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Test rows at both ends of each way, two of one class where there are classes."""
+    generator = torch.Generator().manual_seed(seed)
+    if not classes or data.labels is None:
+        first, last = torch.randint(len(data.test), (2, count), generator=generator)
+        return first, last
+    members = {label: (data.labels.test == label).nonzero()[:, 0] for label in classes}
+    lacking = next((label for label, rows in members.items() if not len(rows)), None)
+    if lacking is not None:
+        raise UserError(f"--label {lacking}: {data.name} has no test row of this class to interpolate between.")
+    draws = torch.rand((count, 2), generator=generator)
+    chosen = [members[classes[i % len(classes)]] for i in range(count)]
+    ends = torch.stack([rows[(u * len(rows)).long()] for rows, u in zip(chosen, draws, strict=True)])
+    return ends[:, 0], ends[:, 1]
 
 
-def _flow(folder: Run, model: GenerativeModel, option: str) -> Flow:
+def _probability_flow(opened: Opened, process: ReverseProcess, *, asked: bool) -> ProbabilityFlow:
+    """The model's sampler where it is one, else one of its own, unless another was asked for."""
+    sampler = process.inner.sampler
+    if isinstance(sampler, ProbabilityFlow):
+        return sampler
+    if asked:
+        raise UserError(
+            f"--interpolate needs --set sampler.kind=probability_flow, which has latents, but the sampler of "
+            f"{opened.run.name} is a {type(sampler).__name__}."
+        )
+    return ProbabilityFlow()
+
+
+def _flow(opened: Opened, option: str) -> Flow:
     """The model, where it is a flow down to its base."""
-    inner = model
+    inner = opened.model
     while isinstance(inner, Flow):
         inner = inner.base
-    if not isinstance(model, Flow) or not isinstance(inner, Base):
-        raise UserError(f"{option} needs a flow, but {folder.name} is a {folder.config.model.kind}.")
-    return model
-
-
-def _write(folder: Run, x: Tensor, out: Path, *, title: str, columns: int | None = None) -> Written:
-    events = x.flatten(0, 1) if columns else x
-    bad = (~events.flatten(1).isfinite().all(1)).nonzero()
-    if len(bad):
-        raise NumericalError(f"{folder.name}: sample {bad[0].item()} is not finite.")
-    buffer = io.BytesIO()
-    np.save(buffer, x.cpu().numpy(), allow_pickle=False)
-    write_atomic(out, buffer.getvalue())
-    shape = folder.environment["image_shape"]
-    figure = sample_figure(
-        {folder.name: events.cpu().numpy().astype(np.float64)},
-        image_shape=None if shape is None else tuple(shape),
-        bins=folder.environment["bins"],
-        columns=columns,
-        title=title,
-    )
-    write_atomic(out.with_suffix(".png"), png(figure))
-    return out, out.with_suffix(".png")
+    if not isinstance(opened.model, Flow) or not isinstance(inner, Base):
+        raise UserError(f"{option} needs a flow, but {opened.run.name} is a {opened.kind}.")
+    return opened.model

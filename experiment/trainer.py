@@ -53,7 +53,9 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, *, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         torch.manual_seed(config.seed)
-        self.built: Built = build(config, tuple(dataset.event_shape), bins=dataset.bins, rows=dataset.train)
+        self.built: Built = build(
+            config, tuple(dataset.event_shape), bins=dataset.bins, classes=dataset.classes, rows=dataset.train
+        )
         self.built.objective.to(device)
         self.ema = EMA(self.built, decay=config.train.ema_decay)
         self.parameters = [p for p in self.built.model.parameters() if p.requires_grad]
@@ -64,6 +66,8 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.train_rows = dataset.train.to(device)
         self.validation_rows = dataset.validation.to(device)
+        contexts = dataset.context("train"), dataset.context("validation")
+        self.train_context, self.validation_context = (None if c is None else c.to(device) for c in contexts)
         self.progress = Progress()
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -73,10 +77,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
+        rows, context = self._batch()
         try:
-            loss = self.built.objective(self._batch(), generator=self.generator)
+            loss = self.built.objective(rows, context, generator=self.generator)
         except ValueError as error:
-            raise UserError(f"training cannot step on batches of {len(self._batch())} rows: {error}") from error
+            raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
@@ -94,12 +99,14 @@ class Trainer:
         model = self.ema.built.model
         if isinstance(model, DensityModel) and any(isinstance(module, BatchNorm) for module in model.modules()):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
-            set_batch_statistics(model, self.train_rows.split(VALIDATION_BATCH), generator=noise)
+            set_batch_statistics(model, _batches(self.train_rows, self.train_context), generator=noise)
         objective = self.ema.built.objective.eval()
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
-        rows = self.validation_rows.repeat(self.config.train.validation_draws, *(1 for _ in self.dataset.event_shape))
-        batches = rows.split(VALIDATION_BATCH)
-        total = sum(objective(batch, generator=generator) * len(batch) for batch in batches)
+        draws = self.config.train.validation_draws
+        rows = self.validation_rows.repeat(draws, *(1 for _ in self.dataset.event_shape))
+        context = None if self.validation_context is None else self.validation_context.repeat(draws, 1)
+        batches = _batches(rows, context)
+        total = sum(objective(*batch, generator=generator) * len(batch[0]) for batch in batches)
         return float(total / len(rows))
 
     def state(self) -> dict[str, Any]:
@@ -110,6 +117,7 @@ class Trainer:
             "model": self.built.model.state_dict(),
             "ema": self.ema.built.model.state_dict(),
             "ema_updates": self.ema.updates,
+            "objective": self._objective_state(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -122,21 +130,37 @@ class Trainer:
         self.built.model.load_state_dict(state["model"])
         self.ema.built.model.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
+        # What the checkpoint does not name comes from the model, which has just been loaded, or is as it was built.
+        objective = self.built.objective
+        objective.load_state_dict({**objective.state_dict(), **state.get("objective", {})})
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
 
-    def _batch(self) -> Tensor:
-        """Rows of the next step: the order of an epoch depends on seed and epoch alone."""
+    def _objective_state(self) -> dict[str, Tensor]:
+        """What the objective keeps beside the model, such as a law of times that it has learned."""
+        model = {id(value) for value in self.built.model.state_dict(keep_vars=True).values()}
+        own = self.built.objective.state_dict(keep_vars=True).items()
+        return {name: value.detach() for name, value in own if id(value) not in model}
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """Rows of the next step and their context: the order of an epoch depends on seed and epoch alone."""
         size = min(self.config.train.batch_size, len(self.train_rows))
         epoch, index = divmod(self.progress.step, len(self.train_rows) // size)
         if epoch != self._epoch:
             seed = torch.Generator().manual_seed((self.config.seed + 1_000_003 * (epoch + 1)) % 2**63)
             self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)
             self._epoch = epoch
-        return self.train_rows[self._order[index * size : (index + 1) * size]]
+        chosen = self._order[index * size : (index + 1) * size]
+        return self.train_rows[chosen], None if self.train_context is None else self.train_context[chosen]
+
+
+def _batches(rows: Tensor, context: Tensor | None) -> list[tuple[Tensor, ...]]:
+    """Rows and, where there are contexts, those, some at a time."""
+    parts = (rows,) if context is None else (rows, context)
+    return list(zip(*(part.split(VALIDATION_BATCH) for part in parts), strict=True))
 
 
 def learning_rate(step: int, train: Train) -> float:

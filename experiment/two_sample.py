@@ -57,13 +57,7 @@ def two_sample_test(
     Raises:
         ValueError: fewer than two rows in a sample, a row that is not finite, or an unknown statistic.
     """
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"a two-sample test needs 2 rows or more in each sample, but they have {len(x)} and {len(y)}.")
-    pooled = torch.cat([x, y]).flatten(1).double()
-    bad = (~pooled.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise ValueError(f"a two-sample test needs finite rows, but row {bad[0].item()} of the pooled samples is not.")
-    matrix = _matrix(pooled, statistic)
+    matrix = _matrix(pool(x, y, owner="a two-sample test"), statistic)
     a = torch.cat([matrix.new_full((len(x),), 1 / len(x)), matrix.new_full((len(y),), -1 / len(y))])
     orders = [torch.randperm(len(a), generator=generator, device=a.device) for _ in range(permutations)]
     labels = torch.stack([a, *(a[order] for order in orders)])
@@ -74,12 +68,45 @@ def two_sample_test(
     return TwoSampleTest(observed.item(), (1 + as_large) / (1 + permutations), null.mean().item())
 
 
+def pool(x: Tensor, y: Tensor, *, owner: str) -> Float[Tensor, "rows features"]:
+    """The rows of both samples, flat, float64.
+
+    Raises:
+        ValueError: fewer than two rows in a sample, rows of different shapes, or a row that is not finite.
+    """
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"{owner} needs 2 rows or more in each sample, but they have {len(x)} and {len(y)}.")
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(
+            f"{owner} needs rows of one shape, but they have {tuple(x.shape[1:])} and {tuple(y.shape[1:])}."
+        )
+    pooled = torch.cat([x.flatten(1).double(), y.flatten(1).double()])
+    bad = (~pooled.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"{owner} needs finite rows, but row {bad[0].item()} of the pooled samples is not.")
+    return pooled
+
+
+def distances(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
+    """‖xᵢ - yⱼ‖, with all digits where two rows are close."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def bandwidth(apart: Tensor) -> float:
+    """h: the median of the distances that are not 0; 1 where there is none, as rows all the same are at no distance."""
+    apart = apart[apart > 0]
+    return apart.median().item() if len(apart) else 1.0
+
+
+def gaussian_kernel(apart: Tensor, h: float) -> Tensor:
+    """exp(-d²/(2 h²)) of distances d."""
+    return torch.exp(-0.5 * (apart / h).square())
+
+
 def _matrix(pooled: Tensor, statistic: Statistic) -> Tensor:
-    distances = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = distances(pooled, pooled)
     if statistic == "energy_distance":
-        return -distances
+        return -apart
     if statistic == "mmd":
-        apart = distances[distances > 0]
-        # Rows that are all the same are at no distance, whatever the bandwidth.
-        return torch.exp(-0.5 * (distances / (apart.median() if len(apart) else 1.0)).square())
+        return gaussian_kernel(apart, bandwidth(apart))
     raise ValueError(f"statistic must be energy_distance or mmd, but is {statistic!r}.")

@@ -1,13 +1,15 @@
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from experiment.data.labels import Labels, one_hot
 from experiment.errors import UserError
 
 Layout = Literal["flat", "image"]
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +26,11 @@ class Dataset:
         bins: number of levels of integer data, whose values are the whole numbers 0..bins-1; None for continuous data.
         image_shape: (height, width), or (3, height, width) in colour, to draw a row as an image.
         entropy_nats: differential entropy of the source, the best reachable test loss, where it is known.
+        labels: the class of each row, where models are to know it.
 
     Raises:
-        UserError: a split is empty or has another event shape, or a value is not finite or not one of the levels.
+        UserError: a split is empty or has another event shape, a value is not finite or not one of the levels, or there
+            are not as many labels as rows.
 
     Example:
         >>> Dataset("pairs", train=torch.zeros(8, 2), validation=torch.zeros(1, 2), test=torch.ones(1, 2)).event_shape
@@ -40,6 +44,7 @@ class Dataset:
     bins: int | None = None
     image_shape: tuple[int, ...] | None = None
     entropy_nats: float | None = None
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         for split, x in {"training": self.train, "validation": self.validation, "test": self.test}.items():
@@ -53,6 +58,8 @@ class Dataset:
             check_finite(x, name=self.name, where=f" of the {split} split")
             if self.bins is not None:
                 _check_levels(x, self.bins, name=self.name, where=f" of the {split} split")
+        if self.labels is not None:
+            _check_counts(self)
 
     @property
     def event_shape(self) -> torch.Size:
@@ -64,20 +71,31 @@ class Dataset:
         """First 16 hex digits of the sha256 of the test rows: two runs compare only on equal test rows.
 
         Rows are hashed flattened, because a density does not change when its event is reshaped: the same images as
-        vectors and as (channels, height, width) have the same fingerprint.
+        vectors and as (channels, height, width) have the same fingerprint. Labels, where there are any, belong to them.
         """
-        return _digest(self.test)
+        return _digest(self.test, *([self.labels.test] if self.labels else []))
 
     @property
     def digest(self) -> str:
         """First 16 hex digits of the sha256 of all three splits: a run goes on only on the rows that it began with."""
-        return _digest(self.train, self.validation, self.test)
+        labels = self.labels
+        classes = [] if labels is None else [labels.train, labels.validation, labels.test]
+        return _digest(self.train, self.validation, self.test, *classes)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 without labels: the width of a context."""
+        return 0 if self.labels is None else self.labels.classes
+
+    def context(self, split: Split) -> Tensor | None:
+        """What a model is told of each row of a split: its class as one-hot, `(rows, classes)`; None without labels."""
+        return None if self.labels is None else one_hot(getattr(self.labels, split), self.labels.classes)
 
 
 def _digest(*splits: Tensor) -> str:
     total = hashlib.sha256()
     for split in splits:
-        rows = split.flatten(1).cpu().contiguous()
+        rows = (split.flatten(1) if split.ndim > 1 else split).cpu().contiguous()
         total.update(str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
     return total.hexdigest()[:16]
 
@@ -149,6 +167,13 @@ def lay_out(images: Tensor, layout: Layout) -> Tensor:
     if layout == "image":
         return images if images.ndim == 4 else images.unsqueeze(1)
     raise UserError(f'layout: found "{layout}"; use "flat" or "image".')
+
+
+def _check_counts(data: Dataset) -> None:
+    """Refuse splits that have not as many labels as rows."""
+    rows, labels = ([len(getattr(x, split)) for split in get_args(Split)] for x in (data, data.labels))
+    if rows != labels:
+        raise UserError(f"{data.name}: the splits hold {rows} rows, but {labels} labels; each row needs one.")
 
 
 def _check_levels(x: Tensor, bins: int, *, name: str, where: str) -> None:

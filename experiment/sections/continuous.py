@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
+from cflows import CosineVPSDE
 from experiment.sections.base import Count, Positive, Section, Share, Widths
+from experiment.sections.samplers import EulerMaruyamaSampler, ReverseSampler
 
 
 class VPProcess(Section):
@@ -13,6 +15,14 @@ class VPProcess(Section):
     kind: Literal["vp"]
     beta_min: Positive = 0.1
     beta_max: Positive = 20.0
+
+
+class CosineVPProcess(Section):
+    """See `cflows.CosineVPSDE`."""
+
+    kind: Literal["cosine_vp"]
+    offset: Positive = CosineVPSDE.offset
+    scale_min: float = Field(CosineVPSDE.scale_min, gt=0, lt=1)
 
 
 class SubVPProcess(Section):
@@ -68,29 +78,30 @@ class Solver(Section):
     steps: int = Field(100, strict=True, ge=2)
 
 
-class EulerMaruyamaSampler(Section):
-    """See `cflows.EulerMaruyama`."""
-
-    steps: Count = 1000
-    t_min: Share = 1e-3
-    denoise: StrictBool = True
-
-
 class ScoreSDEModel(Section):
     """See `cflows.ScoreSDE` and `cflows.DenoisingScoreMatching`."""
 
     kind: Literal["score_sde"]
-    sde: Annotated[VPProcess | SubVPProcess | VEProcess, Field(discriminator="kind")] = VPProcess(kind="vp")
+    sde: Annotated[VPProcess | CosineVPProcess | SubVPProcess | VEProcess, Field(discriminator="kind")] = VPProcess(
+        kind="vp"
+    )
+    network: Literal["mlp", "unet"] = "mlp"
     hidden: Widths = (256, 256, 256)
+    depth: Count = 2
+    heads: int = Field(0, strict=True, ge=0)
+    attention: tuple[Annotated[int, Field(strict=True, ge=0)], ...] | None = None
+    patch: Count = 1
     dropout: Share = 0.0
     frequencies: Count = 8
+    parametrization: Literal["preconditioned", "score", "noise", "data", "velocity"] = "preconditioned"
     data_std: Positive = 1.0
     t_min: float = Field(1e-5, gt=0, lt=1)
-    weighting: Literal["variance", "likelihood"] = "variance"
+    weighting: Literal["variance", "likelihood", "edm", "cosine", "learned"] = "variance"
     divergence: Annotated[ExactTrace | HutchinsonTrace | HutchPlusPlusTrace, Field(discriminator="kind")] | None = None
     solver: Solver = Solver()
     error_factor: float = Field(10.0, gt=1)
-    sampler: EulerMaruyamaSampler = EulerMaruyamaSampler()
+    label_dropout: Share = 0.0
+    sampler: ReverseSampler = EulerMaruyamaSampler()
 
 
 class Ladder(Section):

@@ -13,6 +13,7 @@ class DigitsData(Section):
 
     kind: Literal["digits"]
     layout: Layout = "flat"
+    labels: StrictBool = False
 
 
 class ToyData(Section):
@@ -32,6 +33,7 @@ class MNISTData(Section):
     kind: Literal["mnist"]
     layout: Layout = "flat"
     validation_rows: Count = 10_000
+    labels: StrictBool = False
 
 
 class CifarData(Section):

@@ -9,7 +9,7 @@ import torch
 from discrete import BatchNorm
 from experiment import engine, load_run, train
 from experiment.config import Train, parse_config
-from experiment.data import Dataset
+from experiment.data import Dataset, digits
 from experiment.errors import NumericalError, UserError
 from experiment.files import load_checkpoint
 from experiment.run import open_run
@@ -17,12 +17,17 @@ from experiment.trainer import Trainer, learning_rate
 
 FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [16], "dropout": 0.3}
 SCORE = {"kind": "score_sde", "hidden": [16, 16], "dropout": 0.3}
+LEARNED = {**SCORE, "weighting": "learned"}  # its objective learns beside the model
 
 
-def config(model=FLOW, **settings):
+MOONS = {"kind": "toy", "name": "moons", "train_rows": 200, "validation_rows": 50, "test_rows": 50}
+DIGITS = {"kind": "digits", "labels": True}
+
+
+def config(model=FLOW, *, data=MOONS, **settings):
     table = {
-        "data": {"kind": "toy", "name": "moons", "train_rows": 200, "validation_rows": 50, "test_rows": 50},
-        "preprocessing": {"kind": "none", "standardize": True},
+        "data": data,
+        "preprocessing": {"kind": "none", "standardize": data is MOONS},
         "model": model,
         "train": {
             "steps": 10,
@@ -38,9 +43,14 @@ def config(model=FLOW, **settings):
     return parse_config(table, source="test")
 
 
-@pytest.mark.parametrize("model", [FLOW, SCORE], ids=["flow", "score"])
-def test_ten_steps_are_five_plus_save_and_load_plus_five_bit_for_bit(tmp_path, model, monkeypatch):
-    whole = train(config(model), tmp_path / "whole", threads=1)
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [(FLOW, MOONS), (SCORE, MOONS), (LEARNED, MOONS), (FLOW, DIGITS), ({**SCORE, "label_dropout": 0.5}, DIGITS)],
+    ids=["flow", "score", "learned times", "flow with labels", "score with labels"],
+)
+def test_ten_steps_are_five_plus_save_and_load_plus_five_bit_for_bit(tmp_path, model, data, monkeypatch):
+    asked = config(model, data=data)
+    whole = train(asked, tmp_path / "whole", threads=1)
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -56,16 +66,16 @@ def test_ten_steps_are_five_plus_save_and_load_plus_five_bit_for_bit(tmp_path, m
     # A period shorter than any step: a checkpoint after each one.
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Stop):
-        train(config(model), tmp_path / "parts", threads=1)
+        train(asked, tmp_path / "parts", threads=1)
     assert load_checkpoint(tmp_path / "parts/last.ckpt")["progress"]["step"] == 5
     monkeypatch.setattr(Trainer, "step", step)
     torch.manual_seed(999)
     torch.rand(3)  # the global generator stands elsewhere in a new process
-    parts = train(config(model), tmp_path / "parts", threads=1, resume=True)
+    parts = train(asked, tmp_path / "parts", threads=1, resume=True)
 
     for name in ("last.ckpt", "best.ckpt"):
         a, b = load_checkpoint(whole.path / name), load_checkpoint(parts.path / name)
-        for part in ("model", "ema"):
+        for part in ("model", "ema", "objective"):
             for key in a.get(part, {}):
                 assert torch.equal(a[part][key], b[part][key]), (name, part, key)
     assert torch.equal(load_checkpoint(whole.last)["generator"], load_checkpoint(parts.last)["generator"])
@@ -77,6 +87,26 @@ def test_ten_steps_are_five_plus_save_and_load_plus_five_bit_for_bit(tmp_path, m
         ]
 
     assert values(whole) == values(parts)
+
+
+def test_a_checkpoint_holds_what_the_objective_learns_and_nothing_twice(tmp_path):
+    """Validation has times of its own that stand still: those of the averaged copy."""
+    data = Dataset("d", torch.randn(64, 2), torch.randn(8, 2), torch.randn(8, 2))
+    trainer, fresh, old = (Trainer(config(LEARNED), data, device=torch.device("cpu")) for _ in range(3))
+    trainer.step()
+    state = trainer.state()
+    assert state["objective"].keys() == {"objective.weighting.second_moments"}
+    (learned,) = state["objective"].values()
+    assert not torch.equal(learned, torch.ones_like(learned))
+    fresh.load_state(state)
+    weighting = fresh.built.objective.objective.weighting
+    assert torch.equal(weighting.second_moments, learned)
+    assert weighting.second_moments is not learned
+    assert torch.equal(trainer.ema.built.objective.objective.weighting.second_moments, torch.ones_like(learned))
+    old.load_state({key: value for key, value in state.items() if key != "objective"})  # of a version without it
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters, trainer.parameters, strict=True))
+    for model in (FLOW, SCORE):
+        assert Trainer(config(model), data, device=torch.device("cpu")).state()["objective"] == {}
 
 
 def test_a_finished_run_resumed_does_nothing(tmp_path):
@@ -199,8 +229,18 @@ def test_every_row_is_seen_once_an_epoch():
     rows = []
     for step in range(2):
         trainer.progress.step = step
-        rows.append(trainer._batch())
+        rows.append(trainer._batch()[0])
     assert torch.equal(torch.cat(rows).sort(0).values, data.train.sort(0).values)
+
+
+def test_a_batch_has_the_labels_of_its_rows():
+    data = digits(labels=True)
+    trainer = Trainer(config(data=DIGITS, batch_size=100), data, device=torch.device("cpu"))
+    where = {row.numpy().tobytes(): label for row, label in zip(data.train, data.labels.train.tolist(), strict=True)}
+    for step in (0, 1, 12):
+        trainer.progress.step = step
+        rows, context = trainer._batch()
+        assert [where[row.numpy().tobytes()] for row in rows] == context.argmax(1).tolist()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,20 @@ import os
 import pickle
 import stat
 
+import numpy as np
 import pytest
 import torch
 
 from experiment.errors import UserError
-from experiment.files import load_checkpoint, read_json, save_checkpoint, write_atomic, write_json
+from experiment.files import (
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+    whole_or_absent,
+    write_atomic,
+    write_json,
+    write_rows,
+)
 
 STATE = {"model": {"w": torch.arange(1000.0)}, "step": 3, "name": "x"}
 
@@ -85,3 +94,34 @@ def test_json_that_is_not_finite_is_refused(tmp_path):
 def test_written_files_are_readable_by_others(tmp_path):
     write_atomic(tmp_path / "a", b"x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o400
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_rows_that_come_in_parts_are_one_array(tmp_path, dtype):
+    x = np.arange(42).reshape(7, 2, 3).astype(dtype)
+    write_rows(tmp_path / "a.npy", x.shape, (x[i : i + 3] for i in range(0, 7, 3)))
+    back = np.load(tmp_path / "a.npy")
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, x)
+    write_rows(tmp_path / "a.npy", (2, 3, 7), iter([x.transpose(1, 2, 0)]))  # not in the order of memory
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), x.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_text("before")
+
+    def half():
+        with whole_or_absent(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        half()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.bin", "before")]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none/a\.npy cannot be written: No such file or directory\.$"):
+        write_rows(tmp_path / "none" / "a.npy", (1,), iter([np.zeros(1)]))

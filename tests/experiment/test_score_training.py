@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from cflows import NCSN, EnergyModel, FixedNoiseDenoising, LadderDenoising, SlicedScoreMatching, largest_distance
+from cflows import (
+    NCSN,
+    CosineWeighting,
+    EDMWeighting,
+    EnergyModel,
+    FixedNoiseDenoising,
+    LadderDenoising,
+    LearnedWeighting,
+    LikelihoodWeighting,
+    SlicedScoreMatching,
+    VarianceWeighting,
+    largest_distance,
+)
+from cflows.objectives.weightings import Weighting
 from experiment import compare, evaluate, load_config, load_run, train
 from experiment.build import build
 from experiment.config import parse_config
@@ -98,9 +111,44 @@ def test_options_arrive() -> None:
     assert inner.sigmas[[0, -1]].tolist() == pytest.approx([2.0, 0.5])
     assert (inner.step_size, inner.steps, inner.denoise, inner.start) == (0.1, 7, False, "uniform")
     assert inner.conditional.data_std == 0.3
-    assert inner.conditional.embedding.out_features == 7
-    assert [block.linear.out_features for block in inner.conditional.net.blocks] == [8, 9]
-    assert inner.conditional.net.blocks[0].dropout.p == 0.2
+    assert inner.conditional.net.embedding.out_features == 7
+    assert [block.linear.out_features for block in inner.conditional.net.net.blocks] == [8, 9]
+    assert inner.conditional.net.net.blocks[0].dropout.p == 0.2
+
+
+SCORE_SDE = {"kind": "score_sde", "hidden": [8, 8], "data_std": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("variance", VarianceWeighting()),
+        ("likelihood", LikelihoodWeighting()),
+        ("edm", EDMWeighting(data_std=0.3)),
+        ("cosine", CosineWeighting()),
+    ],
+)
+def test_weightings_arrive(weighting: str, expected: Weighting) -> None:
+    built = build(config({**SCORE_SDE, "weighting": weighting}), (64,), bins=17)
+    assert built.objective.objective.weighting == expected
+    assert built.objective.objective.t_min == built.model.base.t_min
+
+
+def test_options_of_a_score_sde_arrive() -> None:
+    unet = {"network": "unet", "hidden": [4, 8, 4], "depth": 1, "heads": 2, "attention": [0, 1]}
+    model = {**SCORE_SDE, **unet, "parametrization": "velocity", "weighting": "learned"}
+    built = build(config(model, data={"kind": "digits", "layout": "image"}), (1, 8, 8), bins=17)
+    net = built.model.base.net.net
+    assert built.model.base.parametrization == "velocity"
+    assert isinstance(built.objective.objective.weighting, LearnedWeighting)
+    assert [len(stage.attentions) for stage in (*net.encoders, net.middle)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("parametrization", ["score", "noise", "data", "velocity"])
+def test_every_parametrization_trains(parametrization: str, tmp_path: Path) -> None:
+    model = {**SCORE_SDE, "parametrization": parametrization, "weighting": "learned"}
+    run = train(config(model, preprocessing={"kind": "scale"}), tmp_path / "run")
+    assert load_run(run.path).base.parametrization == parametrization
 
 
 def test_options_of_an_energy_arrive() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiment import cli
+from experiment import cli, load_config, train
 from experiment.run import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -86,10 +86,73 @@ def test_samples_at_a_temperature_and_ways_between_rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [("--temperature", 0.5), ("--interpolate", 4)])
 def test_what_needs_a_flow_says_so(tmp_path, monkeypatch, capsys, arguments):
-    model = 'kind = "score_sde"\nhidden = [8]'
-    quick_train(monkeypatch, toy_config(tmp_path, model=model), tmp_path / "run")
+    quick_train(monkeypatch, toy_config(tmp_path, model='kind = "energy"\nhidden = [8]'), tmp_path / "run")
     assert call(monkeypatch, "sample", tmp_path / "run", *arguments) == 1
-    assert f"{arguments[0]} needs a flow, but run is a score_sde" in capsys.readouterr().err
+    assert f"{arguments[0]} needs a flow, but run is a energy" in capsys.readouterr().err
+
+
+SCORE_OF_DIGITS = {
+    "data": 'kind = "digits"\nlayout = "image"\nlabels = true',
+    "model": 'kind = "score_sde"\nhidden = [8]\nlabel_dropout = 0.1\n[model.sampler]\nsteps = 4',
+}
+
+
+@pytest.fixture(scope="module")
+def score_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scores")
+    settings = [f"train.{setting}" for setting in QUICK]
+    return train(load_config(toy_config(folder, **SCORE_OF_DIGITS), settings), folder / "run", threads=1).path
+
+
+def test_every_option_of_a_score_model_from_the_command_line(tmp_path, monkeypatch, capsys):
+    run, out = tmp_path / "run", tmp_path / "x.npy"
+    assert quick_train(monkeypatch, toy_config(tmp_path, **SCORE_OF_DIGITS), run) == 0
+    drawing = ["--seeds", "4,7-9", "--chunk", 3, "--label", "3,7", "--guidance", 2, "--set", "sampler.kind=edm_heun"]
+    assert call(monkeypatch, "sample", run, *drawing, "--animate", tmp_path / "a.gif", "--out", out) == 0
+    assert np.load(out).shape == (4, 1, 8, 8)
+    assert np.load(tmp_path / "x_labels.npy").tolist() == [3, 7, 3, 7]
+    assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF89a")
+    assert call(monkeypatch, "sample", run, "--count", 5, "--inpaint", "box", "--resample", 2, "--seed", 3) == 0
+    assert np.load(run / "inpainted.npy").shape == (5, 1, 8, 8)
+    assert call(monkeypatch, "sample", run, "--count", 2, "--interpolate", 3, "--label", 4) == 0
+    assert np.load(run / "interpolations.npy").shape == (2, 3, 1, 8, 8)
+    written = capsys.readouterr().out
+    assert f"wrote {out} and {tmp_path / 'x.png'} and {tmp_path / 'x_labels.npy'} and {tmp_path / 'a.gif'}\n" in written
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--label", "x"), "--label takes whole numbers such as 5,6,7 or 0-63, but was given 'x'."),
+        (("--label", 10), "--label must lie within 0 and 9, but is 10."),
+        (("--seeds", "9-5"), "--seeds takes whole numbers such as 5,6,7 or 0-63, but was given '9-5'."),
+        (("--seeds", "0-4", "--count", 4), "--seeds gives 5 rows a seed, but --count is 4."),
+        (("--chunk", 0), "--chunk must be 1 or more, but is 0."),
+        (("--animate", "a.webp"), "--animate must end in .gif or .mp4, but is a.webp."),
+        (("--guidance", "inf"), "--guidance must be finite, but is inf."),
+        (("--inpaint", "middle"), "--inpaint takes left, right, top, bottom, box or a mask as a .npy file"),
+        (("--inpaint", "none.npy"), "--inpaint none.npy: there is no such file."),
+        (("--resample", 2), "--resample does not go with draws of whole samples."),
+        (("--interpolate", 3, "--chunk", 2), "--chunk does not go with --interpolate."),
+        (("--interpolate", 3, "--inpaint", "box"), "--interpolate does not go with --inpaint."),
+        (("--inpaint", "box", "--temperature", 1), "--temperature does not go with --inpaint."),
+        (("--set", "seed=3"), "--set changes the sampler here, as sampler.steps=50 does, but was given 'seed=3'."),
+        (("--set", "sampler.kind=ddim"), "'model.sampler.kind' is 'ddim'; it must be one of"),
+    ],
+)
+def test_a_mistake_in_drawing_is_one_sentence_and_leaves_nothing_behind(
+    score_run, tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in score_run.rglob("*")}
+    assert call(monkeypatch, "sample", score_run, *arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert {p: p.stat().st_mtime_ns for p in score_run.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
 
 
 def bad_rows(folder, value):

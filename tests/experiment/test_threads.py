@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import sampling, threads, train
+from experiment import drawing, sampling, threads, train
 from experiment.config import parse_config
 from experiment.errors import UserError
 
@@ -50,7 +50,7 @@ def test_one_thread_for_a_while():
 def test_draws_in_many_steps_take_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
     data, steps = {"kind": "toy", "name": "moons", "train_rows": 100}, {"steps": 1, "batch_size": 10}
     asked = []
-    monkeypatch.setattr(sampling, "set_threads", lambda count, model: asked.append(count))
+    monkeypatch.setattr(drawing, "set_threads", lambda count, model: asked.append(count))
     for model in ({"kind": "maf", "layers": 1, "hidden": [4]}, {"kind": "real_nvp", "layers": 2, "hidden": [4]}):
         run = train(
             parse_config({"data": data, "model": model, "train": steps}, source="test"), tmp_path / model["kind"]

@@ -18,6 +18,14 @@ def test_the_splits_are_the_scikit_learn_rows() -> None:
     assert sorted(found) == sorted(load_digits().data.tolist())
 
 
+def test_each_row_has_its_own_label() -> None:
+    data, source = digits(labels=True), load_digits()
+    assert data.labels is not None
+    rows = torch.cat([data.train, data.validation, data.test]).tolist()
+    labels = torch.cat([data.labels.train, data.labels.validation, data.labels.test]).tolist()
+    assert sorted(zip(rows, labels, strict=True)) == sorted(zip(source.data.tolist(), source.target, strict=True))
+
+
 def test_both_layouts_hold_the_same_pixels() -> None:
     flat, image = digits(), digits(layout="image")
     assert image.event_shape == torch.Size([1, 8, 8])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiment.data import mnist
-from experiment.data.mnist import SHA256, _read_images
+from experiment.data.mnist import LABELS_SHA256, SHA256, _read_images, _read_labels
 from experiment.errors import UserError
 
 DATA_ROOT = Path(os.environ.get("CFLOWS_DATA_ROOT", Path(__file__).parents[3].parent / "shared" / "data"))
@@ -47,6 +47,46 @@ def test_the_official_files(root: Path) -> None:
     assert torch.equal(image.validation.flatten(1), data.validation[-5:])
     with pytest.raises(UserError, match=r"^validation_rows: found 60000; mnist takes 1 to 59999"):
         mnist(root, validation_rows=60_000)
+
+
+def test_the_official_labels(root: Path) -> None:
+    """The first of the training and test sets as everybody knows them, and how many there are of each."""
+    data = mnist(root, labels=True, validation_rows=5)
+    assert data.labels is not None
+    assert data.labels.train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert data.labels.validation.tolist() == [8, 3, 5, 6, 8]
+    assert data.labels.test[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert data.labels.test.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert data.classes == 10
+    assert mnist(root, validation_rows=5).labels is None
+
+
+def test_absent_labels_are_downloaded(root: Path, serve: Serve, tmp_path: Path) -> None:
+    mnist(tmp_path, url=serve(root / "mnist"), labels=True)
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == sorted(SHA256 | LABELS_SHA256)
+
+
+def test_labels_that_are_not_the_official_ones_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "mnist", tmp_path / "mnist")
+    path = tmp_path / "mnist" / next(iter(LABELS_SHA256))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert mnist(tmp_path).labels is None, "not read unless asked for"
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: sha256 is [0-9a-f]{{64}} and not the official"):
+        mnist(tmp_path, labels=True)
+
+
+def test_the_header_of_labels_is_read_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "labels.gz"
+    for magic, rows, ok in ((0x0801, 3, True), (0x0803, 3, False), (0x0801, 4, False)):
+        path.write_bytes(gzip.compress(struct.pack(">2I", magic, rows) + bytes([7, 2, 1])))
+        if ok:
+            assert _read_labels(path).tolist() == [7, 2, 1]
+        else:
+            with pytest.raises(
+                UserError, match=r"labels\.gz: the header promises magic 0x080[13] and [34] rows for 3 by"
+            ):
+                _read_labels(path)
 
 
 def test_absent_files_are_downloaded(root: Path, serve: Serve, tmp_path: Path) -> None:
