@@ -29,6 +29,10 @@ RESULTS = (
     "energy_model",
     "ncsn_images",
     "score_matching_speed",
+    "sde_priors",
+    "sampler_quality",
+    "sampler_images",
+    "sampler_speed",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),

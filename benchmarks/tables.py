@@ -9,7 +9,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = tuple(ROOT / page for page in ("docs/results.md", "docs/score_matching.md", "docs/boltzmann.md", "README.md"))
+PAGES = tuple(
+    ROOT / page
+    for page in ("docs/results.md", "docs/score_matching.md", "docs/sampling.md", "docs/boltzmann.md", "README.md")
+)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -164,6 +167,13 @@ TABLES: dict[str, list[Column]] = {
         ("exact trace / D products, target 1.5", lambda r: _ratio(r, "trace") if "trace" in r else ""),
         ("the same in training, target 1.5", lambda r: _ratio(r, "trace_training") if "trace" in r else ""),
         ("met", lambda r: "yes" if r["met"] else "no"),
+    ],
+    "sde_priors": [
+        ("process", lambda r: r["process"]),
+        ("variance 0.01", lambda r: f"{r['kl_nats'][0]:.1e}"),
+        ("0.25", lambda r: f"{r['kl_nats'][1]:.1e}"),
+        ("1", lambda r: f"{r['kl_nats'][2]:.1e}"),
+        ("4", lambda r: f"{r['kl_nats'][3]:.1e}"),
     ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),
