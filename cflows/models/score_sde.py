@@ -44,7 +44,7 @@ class ScoreSDE(DensityModel):
         depth: residual blocks a resolution, of `unet`.
         heads: heads of its attention among pixels, 0 for none.
         attention: resolutions with attention, of `unet`, 0 the finest; the coarsest alone where omitted.
-        patch: side of the patches that `unet` sees as one pixel: 2 takes less than half the time.
+        patch: side of the patches that `unet` sees as one pixel.
         dropout: its dropout probability in training.
         context_features: width of the context, 0 for none.
         frequencies: Fourier features of the log-SNR.
