@@ -89,10 +89,7 @@ def draw_samples(
         context = opened.context(labels_in_turn(classes, chunk))
         shape = (len(chunk),)
         if flow is not None:
-            try:
-                return flow.sample(shape, context=context, generator=generator, temperature=temperature)
-            except ValueError as error:
-                raise UserError(f"{opened.run.name}: {error}") from error
+            return flow.sample(shape, context=context, generator=generator, temperature=temperature)
         if process is None:
             return opened.model.sample(shape, context=context, generator=generator)
         callback = motion.callback(chunk) if motion else None

@@ -104,10 +104,10 @@ class ScoreSDE(DensityModel):
         self.solver = ODESolver() if solver is None else solver
         self.error_factor = error_factor
         self.sampler = EulerMaruyama(t_min=max(1e-3, t_min)) if sampler is None else sampler
-        # A solver of another's making may not say where it ends.
-        earliest = getattr(getattr(self.sampler, "predictor", self.sampler), "t_min", t_min)
-        if earliest < t_min:
-            raise ValueError(f"ScoreSDE's score ends at t_min={t_min}, but its sampler goes on to t_min={earliest}.")
+        if self.sampler.t_min < t_min:
+            raise ValueError(
+                f"ScoreSDE's score ends at t_min={t_min}, but its sampler goes on to t_min={self.sampler.t_min}."
+            )
         high, low = self.sde.log_snr(torch.tensor([t_min, 1.0], dtype=torch.float64)).tolist()
         self.log_snr_middle, self.log_snr_half_range = (high + low) / 2, (high - low) / 2
         self.net = net or EmbeddedNetwork(

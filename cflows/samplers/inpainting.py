@@ -58,6 +58,11 @@ class Inpainting(Sampler):
             raise ValueError(f"Inpainting takes each step once or more, but resample is {self.resample}.")
 
     @property
+    def t_min(self) -> float:
+        """That of the predictor."""
+        return self.predictor.t_min
+
+    @property
     def orders(self) -> Orders:
         """None claimed: the error that is left does not fall with the steps."""
         return Orders(None, None)

@@ -70,6 +70,11 @@ class PredictorCorrector(Sampler):
             )
 
     @property
+    def t_min(self) -> float:
+        """That of the predictor."""
+        return self.predictor.t_min
+
+    @property
     def orders(self) -> Orders:
         """None claimed: with more steps the bias tends to that of the corrector's ε at t_min, and not to 0."""
         return Orders(None, None)

@@ -34,6 +34,11 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def t_min(self) -> float:
+        """The last time, within [0, 1), below which it asks for no score."""
+
+    @property
+    @abc.abstractmethod
     def orders(self) -> Orders:
         """The orders of convergence that it claims."""
 

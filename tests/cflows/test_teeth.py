@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import COVARIANCES, MEANS, WEIGHTS
+from cases import SDES as CASES
 from contracts import divergences, objectives, samplers, sdes, solvers
 from helpers import Tooth, rng, unit
 from torch import Tensor
@@ -24,13 +25,24 @@ from wrong import (
     velocity_without_half,
 )
 
-from cflows import SDE, VESDE, VPSDE, LikelihoodWeighting, SubVPSDE, ode_log_prob, probability_flow_log_prob
+from cflows import (
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    LikelihoodWeighting,
+    SubVPSDE,
+    ode_log_prob,
+    prior_kl,
+    probability_flow_log_prob,
+)
 from cflows.objectives.weightings import Weighting
 from cflows.sde import Score, probability_flow
 from core import DensityModel, ExactDivergence, GaussianMixture, Hutchinson, LikelihoodEstimate, StandardNormal
 from core.divergence import Divergence
 
 VP, SUB_VP, VE, EXACT = VPSDE(), SubVPSDE(), VESDE(), ExactDivergence()
+COSINE, ANGLE = CosineVPSDE(), CASES["affine-angle"][0]
 MOMENTS = sdes.marginal_solves_the_moment_equations
 SDES: dict[str, tuple[Callable[[SDE], None], SDE, dict[str, Callable]]] = {
     "sub-VP with the diffusion of VP": (MOMENTS, SUB_VP, {"diffusion": VP.diffusion}),
@@ -41,6 +53,18 @@ SDES: dict[str, tuple[Callable[[SDE], None], SDE, dict[str, Callable]]] = {
     "log-SNR of the std": (sdes.log_snr_matches, VP, {"log_snr": lambda t: VP.log_snr(t) / 2}),
     "time that is no inverse": (sdes.log_snr_matches, VP, {"time": SUB_VP.time}),
     "std that loses its digits": (sdes.float32_keeps_its_digits, VP, {"marginal": naive_vp_marginal}),
+    "cosine VP with β/2": (MOMENTS, COSINE, {"diffusion": lambda t: COSINE.diffusion(t) / 2**0.5}),
+    "cosine VP without its offset": (
+        sdes.starts_at_the_data,
+        COSINE,
+        {"marginal": lambda t: (torch.cos(0.5 * math.pi * (t + 0.008) / 1.008), COSINE.marginal(t)[1])},
+    ),
+    "affine with g² = (σ²)' alone": (
+        MOMENTS,
+        ANGLE,
+        {"diffusion": lambda t: (3.06 * torch.sin(1.53 * t) * torch.cos(1.53 * t)).sqrt()},
+    ),
+    "affine with drift α'": (MOMENTS, ANGLE, {"drift": lambda x, t: ANGLE.drift(x, t) * ANGLE.marginal(t)[0][:, None]}),
     "kernel of the marginal": (
         sdes.kernels_compose,
         VP,
@@ -133,6 +157,19 @@ def full(factor: float = 1.0) -> solvers.Likelihood:
         return tampered(probability_flow_log_prob(score, sde, x, **options), truncation=factor)
 
     return solve
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda **data: 2 * prior_kl(VP, **data),
+        lambda *, mean, variance: prior_kl(VP, mean=mean, variance=variance**2),
+        lambda *, mean, variance: prior_kl(VP, mean=2**0.5 * mean, variance=variance),
+    ],
+    ids=["without ½", "variance squared", "mean without ½"],
+)
+def test_mismatch_of_the_prior(wrong: Callable[..., float]) -> None:
+    Tooth(sdes.mismatch_is_published, lambda: partial(prior_kl, VP), lambda: wrong).bites()
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 0.5])

@@ -1,5 +1,7 @@
 """What every noising process keeps, in float64; each function raises AssertionError where the claim is broken."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -88,6 +90,15 @@ def prior_is_close_to_the_marginal(sde: SDE, *, scale_left: float = 0.06, tolera
     assert abs((at[0] - at[1]).item() - 0.5) < tolerance, "the prior's width is not that of the marginal"
     assert draws.mean(0).abs().max() < 5 * std / 200, "the prior is not centred"
     torch.testing.assert_close(draws.std(0), std.expand(2), rtol=0.02, atol=0)
+
+
+def mismatch_is_published(kl: Callable[..., float]) -> None:
+    """KL(p_1 ‖ N(0, 1)) under VP, nats per dimension, and ½ α(1)² for each unit of the squared mean."""
+    for variance, expected in ((0.01, 4.6e-10), (0.25, 2.6e-10), (4.0, 4.2e-9)):
+        found = kl(mean=0.0, variance=variance)
+        assert abs(found / expected - 1) < 0.03, f"{found:.2e} nats for variance {variance}"
+        shift = kl(mean=2.0, variance=variance) - found
+        assert abs(shift / (4 * 2.1593e-5) - 1) < 1e-4, f"{shift:.3e} nats for mean 2"
 
 
 def shapes_and_dtypes_follow_time(sde: SDE) -> None:
