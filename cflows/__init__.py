@@ -27,8 +27,10 @@ from cflows.objectives.weightings import (
     LikelihoodWeighting,
     VarianceWeighting,
 )
+from cflows.ode.log_prob import ode_log_prob
+from cflows.ode.solver import ODESolver
 from cflows.parametrization import convert
-from cflows.probability_flow import ode_log_prob, probability_flow_log_prob
+from cflows.probability_flow import probability_flow_log_prob
 from cflows.samplers.adaptive import AdaptiveSDE
 from cflows.samplers.ancestral import AncestralSampling
 from cflows.samplers.annealed_importance import annealed_importance_sampling
@@ -77,6 +79,7 @@ __all__ = [
     "LadderDenoising",
     "LearnedWeighting",
     "LikelihoodWeighting",
+    "ODESolver",
     "PredictorCorrector",
     "ProbabilityFlow",
     "PseudoLikelihood",

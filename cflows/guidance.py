@@ -43,9 +43,9 @@ class ConditionalScore:
             )
         return self.score(x, t, self.context)
 
-    def rows(self, index: Sequence[int]) -> "ConditionalScore":
+    def rows(self, index: Sequence[int] | Tensor) -> "ConditionalScore":
         """The same score for some of the rows."""
-        return ConditionalScore(self.score, self.context[list(index)])
+        return ConditionalScore(self.score, self.context[index if isinstance(index, Tensor) else list(index)])
 
 
 def classifier_free(

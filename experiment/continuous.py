@@ -29,7 +29,7 @@ from cflows import (
     largest_distance,
 )
 from cflows.objectives.weightings import Weighting
-from cflows.probability_flow import ODESolver
+from cflows.ode.solver import ODESolver
 from core import DiagonalNormal, ExactDivergence, GenerativeModel, Hutchinson, HutchPlusPlus
 from core.divergence import Divergence
 from experiment.samplers import build_sampler

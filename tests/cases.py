@@ -30,7 +30,7 @@ from cflows.objectives.weightings import (
     VarianceWeighting,
     Weighting,
 )
-from cflows.probability_flow import ODESolver
+from cflows.ode.solver import ODESolver
 from cflows.samplers.adaptive import AdaptiveSDE
 from cflows.samplers.ancestral import AncestralSampling
 from cflows.samplers.annealed_langevin import annealed_langevin

@@ -8,7 +8,7 @@ from helpers import rng, seeded
 from torch import Tensor, nn
 
 from cflows import ScoreSDE
-from cflows.probability_flow import ODESolver
+from cflows.ode.solver import ODESolver
 from core.bases import Base
 from discrete import MADE, Flow
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from cflows.guidance import ConditionalScore
 from cflows.models.embedded_network import Architecture, EmbeddedNetwork
+from cflows.ode.log_prob import default_divergence
+from cflows.ode.solver import ODESolver
 from cflows.parametrization import Parametrization, convert
 from cflows.preconditioning import preconditioned_score
-from cflows.probability_flow import ODESolver, default_divergence, probability_flow_log_prob
+from cflows.probability_flow import probability_flow_log_prob
 from cflows.samplers.euler_maruyama import EulerMaruyama
 from cflows.samplers.sampler import Sampler
 from cflows.sde import SDE, VPSDE

@@ -1,35 +1,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cflows.probability_flow import ADAPTIVE, ODESolver, Velocity
+from cflows.ode.field import Plain, rows_of
+from cflows.ode.solver import ODESolver
 from cflows.samplers.posterior_mean import posterior_mean
 from cflows.samplers.sampler import Callback, Orders, Sampler
 from cflows.sde import SDE, Rows, Score, probability_flow
 from cflows.time_grid import Spacing, check_grid, time_grid
 from core.rng import Rng
-
-
-class _Tableau(NamedTuple):
-    """An explicit Runge-Kutta method: row i weighs slopes 0 to i into the place of slope i + 1, the last into x."""
-
-    order: float
-    nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-
-
-TABLEAUS = {
-    "euler": _Tableau(1.0, (0.0,), ((1.0,),)),
-    "midpoint": _Tableau(2.0, (0.0, 1 / 2), ((1 / 2,), (0.0, 1.0))),
-    "heun2": _Tableau(2.0, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2))),
-    "heun3": _Tableau(3.0, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4))),
-    "rk4": _Tableau(
-        4.0, (0.0, 1 / 3, 2 / 3, 1.0), ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +20,9 @@ class ProbabilityFlow(Sampler):
     Each x_T has its x_0 and each x_0 its latent x_T, which depends on the data and the process alone once the score is
     exact. An adaptive method (`dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`) keeps the error of a step
     within its tolerances for the worst row; on a mixture the error at the end was below 20 of them (`fehlberg2`: 500).
-    Its step is one for all rows, so that a row depends on its neighbours within that error. A fixed one takes 1
-    (`euler`), 2 (`midpoint`, `heun2`), 3 (`heun3`) or 4 (`rk4`) evaluations a step of `time_grid`.
+    Its step is one for all rows, so that a row depends on its neighbours within that error; that of `dopri5_per_sample`
+    is its own, and the score is called with a time for each row. A fixed one takes 1 (`euler`, `adams`), 2 (`midpoint`,
+    `heun2`), 3 (`heun3`) or 4 (`rk4`) evaluations a step of `time_grid`; `adams` 1 more at the start.
 
     References:
         Song et al., 2021, section 4.3 and eq. 13. Hairer, Nørsett, Wanner, "Solving ordinary
@@ -95,7 +77,7 @@ class ProbabilityFlow(Sampler):
     @property
     def orders(self) -> Orders:
         """That of a fixed method; none of an adaptive one, whose error follows the tolerances."""
-        order = None if self.method in ADAPTIVE else TABLEAUS[self.method].order
+        order = self._solver().order
         return Orders(order, order)
 
     @torch.no_grad()
@@ -129,44 +111,31 @@ class ProbabilityFlow(Sampler):
         finish: Callable[[Tensor], Tensor],
         callback: Callback | None,
     ) -> Tensor:
-        velocity = probability_flow(score, sde)
-        solve = self._adaptive if self.method in ADAPTIVE else self._fixed
-        return solve(velocity, x, times, finish, callback or (lambda step, x: None))
+        flow = Plain(_Flow(score, sde))
+        if callback is None or len(x) == 0:
+            return finish(self._solver().solve(flow, x, times).x) if len(x) else x
+        held: list[tuple[int, Tensor]] = []
 
-    def _fixed(
-        self, velocity: Velocity, x: Tensor, times: Tensor, finish: Callable[[Tensor], Tensor], report: Callback
-    ) -> Tensor:
-        _, nodes, rows = TABLEAUS[self.method]
-        share = torch.tensor(nodes, dtype=times.dtype)
-        stages = torch.lerp(times[:-1, None], times[1:, None], share).to(x)
-        for step, h in enumerate(times.diff().tolist()):
-            slopes, y = [], x
-            for t, row in zip(stages[step], rows, strict=True):
-                slopes.append(velocity(y, t))
-                y = x + h * sum(weight * slope for weight, slope in zip(row, slopes, strict=True) if weight)
-            x = finish(y) if step == self.steps - 1 else y
-            report(step, x)
+        # A step is reported when the next one is there: the last one only after `finish`.
+        def report(step: int, x: Tensor) -> None:
+            if held:
+                callback(*held.pop())
+            held.append((step, x))
+
+        x = finish(self._solver().solve(flow, x, times, report=report).x)
+        callback(held[-1][0], x)
         return x
 
-    def _adaptive(
-        self, velocity: Velocity, x: Tensor, times: Tensor, finish: Callable[[Tensor], Tensor], report: Callback
-    ) -> Tensor:
-        if len(x) == 0:
-            return x
-        accepted = 0
 
-        # The first step is chosen by a trial that may be far too long where x hardly moves: no score is asked outside.
-        def field(t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-            return (velocity(state[0], t.clamp(self.t_min, 1.0)),)
+@dataclass(frozen=True, eq=False)
+class _Flow:
+    """The probability-flow velocity of a score that may hold something for each row."""
 
-        def accept(t: Tensor, state: tuple[Tensor], dt: Tensor) -> None:
-            nonlocal accepted
-            if accepted:  # the state is that before the step
-                report(accepted - 1, state[0])
-            accepted += 1
+    score: Score
+    sde: SDE
 
-        field.callback_accept_step = accept  # type: ignore[attr-defined]
-        ends = times[[0, -1]].to(x)
-        x = finish(self._solver().integrate(field, (x,), ends, rtol=(self.rtol,))[0])
-        report(accepted - 1, x)
-        return x
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return probability_flow(self.score, self.sde)(x, t)
+
+    def rows(self, index: Tensor) -> "_Flow":
+        return _Flow(rows_of(self.score, index), self.sde)

@@ -68,7 +68,7 @@ class HutchPlusPlusTrace(Section):
 
 
 class Solver(Section):
-    """See `cflows.probability_flow.ODESolver`."""
+    """See `cflows.ODESolver`."""
 
     method: Literal[
         "dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "euler", "midpoint", "heun2", "heun3", "rk4"

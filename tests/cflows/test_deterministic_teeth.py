@@ -13,10 +13,12 @@ from cases import COVARIANCES, MEANS, WEIGHTS
 from contracts import deterministic, samplers
 from helpers import Tooth
 from torch import Tensor
+from torchdiffeq import odeint
 from wrong import TamperedSDE, velocity_without_half
 
 from cflows import SDE, VESDE, VPSDE
-from cflows.probability_flow import ODESolver
+from cflows.ode import solver as ode_solver
+from cflows.ode.tableaus import FIXED_TABLEAUS
 from cflows.samplers import dpm_solver, edm_heun, probability_flow_ode
 from cflows.samplers.dpm_solver import DPMSolver
 from cflows.samplers.edm_heun import EDMHeun
@@ -281,12 +283,12 @@ def test_encoding_downwards() -> None:
     ],
 )
 def test_tableau(method: str, rows: tuple[tuple[float, ...], ...]) -> None:
-    right = probability_flow_ode.TABLEAUS[method]
+    right = FIXED_TABLEAUS[method]
 
     def build(tableau: Any = right) -> Build:
         solver = partial(ProbabilityFlow, method=method, spacing="quadratic", t_min=T_MIN)
-        part = {method: tableau}
-        return lambda n: with_part(probability_flow_ode, "TABLEAUS", part, solver(steps=n))
+        part = {**FIXED_TABLEAUS, method: tableau}
+        return lambda n: with_part(ode_solver, "FIXED_TABLEAUS", part, solver(steps=n))
 
     Tooth(
         partial(order, claimed=int(right.order), steps=(40, 80)), build, lambda: build(right._replace(rows=rows))
@@ -298,7 +300,7 @@ def test_trial_step_beyond_the_end() -> None:
 
     def unbounded(score: Score, sde: SDE, x: Tensor) -> Tensor:
         velocity, ends = probability_flow(score, sde), x.new_tensor([1.0, T_MIN])
-        return ODESolver().integrate(lambda t, state: (velocity(state[0], t),), (x,), ends, rtol=(1e-5,))[0]
+        return odeint(lambda t, x: velocity(x, t), x, ends, rtol=1e-5, atol=1e-5, method="dopri5")[-1]
 
     def contract(solve: deterministic.Solver) -> None:
         score = samplers.gaussian_score(VP, 0.0, 1.001)

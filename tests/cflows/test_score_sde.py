@@ -7,11 +7,11 @@ from helpers import normal, perturb, rng, seeded
 from torch import Tensor, nn
 
 from cflows import VPSDE, AdaptiveSDE, EulerMaruyama, PredictorCorrector, ScoreSDE
-from cflows.probability_flow import ODESolver
+from cflows.ode.solver import ODESolver
 from cflows.samplers.sampler import Sampler
 from core import ExactDivergence, Hutchinson, RowGenerators, StandardNormal
 
-TIGHT = ODESolver(rtol=1e-6, atol=1e-6)
+TIGHT = ODESolver(rtol=1e-7, atol=1e-7)
 
 
 def untrained(name: str, data_std: float, **keywords: object) -> ScoreSDE:

@@ -103,7 +103,7 @@ def evaluations_are(solve: Solver, sde: SDE, count: int, *, t_min: float) -> Non
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         assert (x.shape, t.shape) == ((8, 2), ()), f"the score was asked for x {x.shape} at t {t.shape}"
-        seen.append(t.item())
+        seen.extend(t.flatten().tolist())
         return gaussian_score(sde, MEAN, VARIANCE)(x, t)
 
     solve(score, sde, latents(sde))
@@ -117,7 +117,7 @@ def stays_inside(solve: Solver, score: Score, sde: SDE, x: Tensor, *, t_min: flo
     seen: list[float] = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t.item())
+        seen.extend(t.flatten().tolist())
         return score(x, t)
 
     solve(watched, sde, x)

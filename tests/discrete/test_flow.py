@@ -4,7 +4,7 @@ from helpers import normal, perturb, rng, seeded
 from torch import Tensor
 
 from cflows import ScoreSDE
-from cflows.probability_flow import ODESolver
+from cflows.ode.solver import ODESolver
 from core import DiagonalNormal, StandardLogistic, StandardNormal, StandardUniform
 from discrete import NICE, AffineCoupling, Compose, Diagonal, Flow, Inverse, Logit, Permutation, RealNVP
 from discrete.bijections.partition import alternating_mask

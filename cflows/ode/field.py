@@ -1,0 +1,62 @@
+"""What a solver is given: a velocity and the rates of integrals along its path."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Rows = Float[Tensor, "rows ..."]
+Function = Any  # of (x, t)
+Report = Callable[[int, Tensor], None]  # step counted from 0, and x at its end
+
+
+class Field(abc.ABC):
+    """(v(x, t), rates): `(rows, *event)` and `(rows, columns)`, the rates of integrals that x does not depend on."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at time t, 0-dimensional or `(rows,)`."""
+
+    @abc.abstractmethod
+    def rows(self, index: Tensor) -> "Field":
+        """The same field for some of the rows alone, as a solver needs it whose rows arrive at different times."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(Field):
+    """A velocity without integrals."""
+
+    velocity: Function
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """v(x, t), and no rates."""
+        return self.velocity(x, t), x.new_zeros(len(x), 0)
+
+    def rows(self, index: Tensor) -> "Plain":
+        """The same for some of the rows."""
+        return Plain(rows_of(self.velocity, index))
+
+
+class Solution(NamedTuple):
+    """Where an ODE ends.
+
+    Attributes:
+        x: place, `(rows, *event)`.
+        integrals: of the rates, `(rows, columns)`.
+        nfe: calls of the field that each row took part in, `(rows,)`.
+        increments: of a fixed grid, what each step adds to the mean of a row's integrals, without gradient,
+            `(steps, rows)`.
+    """
+
+    x: Rows
+    integrals: Float[Tensor, "rows columns"]
+    nfe: Int[Tensor, " rows"]
+    increments: Float[Tensor, "steps rows"] | None = None
+
+
+def rows_of(function: Function, index: Tensor) -> Function:
+    """The function for some of the rows: its own `rows(index)` where it holds something for each, or itself."""
+    return function.rows(index) if hasattr(function, "rows") else function
