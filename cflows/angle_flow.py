@@ -13,7 +13,7 @@ from cflows.sde import SDE, Rows, Score
 from core.shapes import align
 
 WARP, SPREAD = 0.01, 1.0  # of the grid: where its steps stop shrinking, and how many go to large angles
-ADAPTIVE_WARP = 0.1
+ADAPTIVE_WARP = 0.3
 HALVINGS = 60
 
 

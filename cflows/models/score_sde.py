@@ -10,7 +10,7 @@ from torch import Tensor
 from cflows.guidance import ConditionalScore
 from cflows.models.embedded_network import Architecture, EmbeddedNetwork
 from cflows.ode.log_prob import default_divergence
-from cflows.ode.solver import ODESolver
+from cflows.ode.solver import PER_SAMPLE, ODESolver
 from cflows.parametrization import Parametrization, convert
 from cflows.preconditioning import preconditioned_score
 from cflows.probability_flow import probability_flow_log_prob
@@ -55,7 +55,7 @@ class ScoreSDE(DensityModel):
         net: another network, called as net(x, u, context) with u `(rows,)` in [-1, 1].
         t_min: time at which the density is taken, above 0.
         divergence: as in `ode_log_prob`.
-        solver: ODE method and tolerances.
+        solver: ODE method and tolerances; `dopri5_per_sample` where omitted.
         error_factor: as in `ode_log_prob`; None skips the solver error.
         sampler: `EulerMaruyama()` where omitted, down to t_min at least.
 
@@ -103,7 +103,7 @@ class ScoreSDE(DensityModel):
         self.parametrization, self.data_std = parametrization, data_std
         self.t_min = t_min
         self.divergence = default_divergence(self.event_shape.numel()) if divergence is None else divergence
-        self.solver = ODESolver() if solver is None else solver
+        self.solver = ODESolver(method=PER_SAMPLE) if solver is None else solver
         self.error_factor = error_factor
         self.sampler = EulerMaruyama(t_min=max(1e-3, t_min)) if sampler is None else sampler
         if self.sampler.t_min < t_min:
@@ -163,7 +163,7 @@ class ScoreSDE(DensityModel):
         rows, batch_shape = fold_batch(x, self.event_shape, owner="ScoreSDE")
         folded = fold_context(context, batch_shape)
         estimate = probability_flow_log_prob(
-            lambda x, t: self.score(x, t, folded),
+            self.score if folded is None else ConditionalScore(self.score, folded),
             self.sde,
             rows,
             base=self.prior,

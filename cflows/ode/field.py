@@ -21,6 +21,10 @@ class Field(abc.ABC):
         """Both at time t, 0-dimensional or `(rows,)`."""
 
     @abc.abstractmethod
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        """v(x, t) alone, where a method gives the rates no weight."""
+
+    @abc.abstractmethod
     def rows(self, index: Tensor) -> "Field":
         """The same field for some of the rows alone, as a solver needs it whose rows arrive at different times."""
 
@@ -34,6 +38,10 @@ class Plain(Field):
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """v(x, t), and no rates."""
         return self.velocity(x, t), x.new_zeros(len(x), 0)
+
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        """v(x, t)."""
+        return self.velocity(x, t)
 
     def rows(self, index: Tensor) -> "Plain":
         """The same for some of the rows."""

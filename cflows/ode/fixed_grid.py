@@ -32,8 +32,8 @@ def runge_kutta(
     integrals, increments = x.new_zeros(len(x), columns), list[Tensor]()
     for step, h in enumerate(times.diff().tolist()):
         slopes, rates, y = list[Tensor](), list[Tensor](), x
-        for t, row in zip(clock[step], tableau.rows, strict=True):
-            slope, rate = field(y, t)
+        for stage, (t, row) in enumerate(zip(clock[step], tableau.rows, strict=True)):
+            slope, rate = field(y, t) if tableau.weighs_rate(stage) else (field.slope(y, t), integrals)
             slopes.append(slope)
             rates.append(rate)
             y = combine(x, h, row, slopes)

@@ -31,6 +31,10 @@ class VelocityAndDivergence(Field):
         """Both from one call of the velocity."""
         return self.divergence(lambda y: self.velocity(y, t), x, self.probes)
 
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        """v(x, t)."""
+        return self.velocity(x, t)
+
     def rows(self, index: Tensor) -> "VelocityAndDivergence":
         """The same for some of the rows, each with its own probes."""
         return replace(self, velocity=rows_of(self.velocity, index), probes=self.probes[:, index])

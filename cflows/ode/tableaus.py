@@ -17,6 +17,11 @@ class Tableau(NamedTuple):
     rows: tuple[Row, ...]
     error: Row = ()
 
+    def weighs_rate(self, stage: int) -> bool:
+        """Whether an integral whose rate x does not depend on needs it at this stage."""
+        weights = (self.rows[-1], self.error)
+        return any(stage < len(row) and row[stage] != 0 for row in weights)
+
 
 FIXED_TABLEAUS = {
     "euler": Tableau(1.0, (0.0,), ((1.0,),)),

@@ -71,8 +71,19 @@ class Solver(Section):
     """See `cflows.ODESolver`."""
 
     method: Literal[
-        "dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "euler", "midpoint", "heun2", "heun3", "rk4"
-    ] = "dopri5"
+        "dopri5",
+        "dopri5_per_sample",
+        "dopri8",
+        "bosh3",
+        "adaptive_heun",
+        "fehlberg2",
+        "euler",
+        "midpoint",
+        "heun2",
+        "heun3",
+        "rk4",
+        "adams",
+    ] = "dopri5_per_sample"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     steps: int = Field(100, strict=True, ge=2)

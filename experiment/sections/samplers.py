@@ -91,7 +91,18 @@ class ProbabilityFlowSampler(Section):
 
     kind: Literal["probability_flow"] = "probability_flow"
     method: Literal[
-        "dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "euler", "midpoint", "heun2", "heun3", "rk4"
+        "dopri5",
+        "dopri5_per_sample",
+        "dopri8",
+        "bosh3",
+        "adaptive_heun",
+        "fehlberg2",
+        "euler",
+        "midpoint",
+        "heun2",
+        "heun3",
+        "rk4",
+        "adams",
     ] = "dopri5"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5

@@ -217,6 +217,9 @@ def test_adams_is_exact_on_parabolas() -> None:
         def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             return (3 * t**2).expand_as(x), (4 * t**3).expand(len(x), 1)
 
+        def slope(self, x: Tensor, t: Tensor) -> Tensor:
+            return self(x, t)[0]
+
         def rows(self, index: Tensor) -> "Cubic":
             return self
 

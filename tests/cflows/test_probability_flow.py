@@ -9,6 +9,7 @@ from helpers import normal, rng
 from torch import Tensor
 
 from cflows import SDE, VPSDE, ode_log_prob, probability_flow_log_prob
+from cflows.ode.solver import ADAPTIVE, PER_SAMPLE
 from cflows.sde import Score, probability_flow
 from core import ExactDivergence, GaussianMixture, Hutchinson, LikelihoodEstimate, StandardNormal
 from core.density import DensityModel
@@ -207,3 +208,79 @@ def test_a_fixed_grid_leaves_rows_alone() -> None:
         probability_flow_log_prob(solvers.exact_score(PLANE, sde), sde, row[None], **options).log_prob for row in x
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
+
+
+def wide() -> GaussianMixture:
+    """Two modes in 64 dimensions, apart and narrow in some directions."""
+    root = normal(2, (64, 64), rng(20)) / 10
+    covariances = root @ root.mT + torch.diag(torch.logspace(-2, 0, 64, dtype=torch.float64))
+    return GaussianMixture(normal(2, (64,), rng(21)), covariances, torch.tensor([0.4, 0.6], dtype=torch.float64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
+@pytest.mark.parametrize("method", ["dopri8", "dopri5_per_sample"])
+def test_likelihood_in_64_dimensions(method: str, name: str) -> None:
+    """A mixture within 1e-4 nats."""
+    mixture, tolerance = wide(), 1e-7
+    options = {"method": method, "rtol": tolerance, "atol": tolerance / 64, "error_factor": None}
+
+    def likelihood(score: Score, sde: SDE, base: DensityModel, x: Tensor, t_min: float) -> LikelihoodEstimate:
+        exact = ExactDivergence(chunk=64)
+        return probability_flow_log_prob(score, sde, x, base=base, divergence=exact, t_min=t_min, **options)
+
+    with torch.no_grad():
+        solvers.mixture_likelihood(likelihood, SDES[name][0], mixture, mixture.sample((2,), generator=rng(22)))
+
+
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
+@pytest.mark.parametrize("method", [*ADAPTIVE[:2], PER_SAMPLE, "heun2", "heun3", "rk4", "adams"])
+def test_error_is_within_three_times_the_one_reported(method: str, name: str) -> None:
+    """For every row of a mixture, whatever the tolerance, in 1, 2 and 16 dimensions."""
+    sde = SDES[name][0]
+    line = GaussianMixture(MEANS[:, :1], COVARIANCES[:, :1, :1], WEIGHTS)
+    for mixture, rows in ((line, 40), (PLANE, 40), (MIXTURES[16], 4)):
+        x = mixture.sample((rows,), generator=rng(23))
+        exact = mixture.perturbed_log_prob(x, *sde.marginal(x.new_tensor(1e-3)))
+        for tolerance, steps in ((1e-2, 12), (1e-4, 40)):
+            options = {"method": method, "rtol": tolerance, "atol": tolerance, "steps": steps, "t_min": 1e-3}
+            with torch.no_grad():
+                estimate = probability_flow_log_prob(
+                    solvers.exact_score(mixture, sde),
+                    sde,
+                    x,
+                    base=solvers.exact_base(mixture, sde),
+                    divergence=ExactDivergence(),
+                    **options,
+                )
+            error = (estimate.log_prob - exact).abs()
+            assert (error <= 3 * estimate.solver_error).all(), f"{error} for {estimate.solver_error}"
+
+
+@pytest.mark.parametrize("method", [PER_SAMPLE, "adams", "rk4"])
+def test_probability_flow_of_a_row_is_what_it_is_alone(method: str) -> None:
+    """To 1e-6 nats and far below."""
+    sde, x = VPSDE(), PLANE.sample((3,), generator=rng(24))
+    options = {"base": solvers.exact_base(PLANE, sde), "method": method, "steps": 8, "t_min": 1e-3}
+    log_prob = torch.no_grad()(partial(probability_flow_log_prob, solvers.exact_score(PLANE, sde), sde, **options))
+    together = log_prob(x)
+    for i in range(3):
+        alone = log_prob(x[i : i + 1])
+        torch.testing.assert_close(alone.log_prob, together.log_prob[i : i + 1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(alone.solver_error, together.solver_error[i : i + 1], rtol=0, atol=1e-10)
+
+
+def test_model_calls_are_nfe() -> None:
+    """Value and divergence come from one call; the truncation takes one more."""
+    sde, x, rows = VPSDE(), PLANE.sample((5,), generator=rng(25)), 0
+    exact = solvers.exact_score(PLANE, sde)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return exact(x, t)
+
+    for method in ("dopri5", PER_SAMPLE, "rk4", "adams"):
+        rows = 0
+        estimate = probability_flow_log_prob(score, sde, x, method=method, steps=10, t_min=1e-3, error_factor=None)
+        assert rows == estimate.nfe.sum() + 5
