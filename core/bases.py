@@ -238,23 +238,24 @@ class GaussianMixture(Base):
     ) -> Float[Tensor, "rows features"]:
         """Score ∇ log p of scale·x₀ + std·ε at `x`: -Σ_k r_k (scale² C_k + std² I)⁻¹ (x - scale μ_k)."""
         whitened, variances = self._whiten(x, scale, std)
-        r = torch.softmax(self._joint(whitened, variances), -1)
-        return -torch.einsum("rk,kdj,rkj->rd", r, self.eigenvectors, whitened / variances)
+        r = torch.softmax(self._joint(whitened, variances), -1).unsqueeze(-1)
+        return -torch.einsum("kdj,rkj->rd", self.eigenvectors, r * whitened / variances)
 
     def score(self, x: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
         """Score ∇ log p(x)."""
         return self.perturbed_score(x, torch.ones_like(self.anchor), torch.zeros_like(self.anchor))
 
     def _whiten(self, x: Tensor, scale: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates Q_kᵀ(x - scale μ_k) and variances scale² λ_k + std², `(rows, components, features)`."""
+        """Coordinates Q_kᵀ(x - scale μ_k) `(rows, components, features)`, and variances scale² λ_k + std² beside them."""
         x = x.unsqueeze(1)
         scale, std = align(scale, x), align(std, x)
         centred = torch.einsum("kdj,rkd->rkj", self.eigenvectors, x - scale * self.means)
-        return centred, (scale.square() * self.eigenvalues + std.square()).expand_as(centred)
+        return centred, scale.square() * self.eigenvalues + std.square()
 
     def _joint(self, whitened: Tensor, variances: Tensor) -> Tensor:
         """log w_k N(x; k), `(rows, components)`."""
-        return self.log_weights - 0.5 * (whitened.square() / variances + variances.log() + LOG_2PI).sum(-1)
+        volume = (variances.log() + LOG_2PI).sum(-1)  # once for all rows where they share a time
+        return self.log_weights - 0.5 * ((whitened.square() / variances).sum(-1) + volume)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return self.perturbed_log_prob(x, torch.ones_like(self.anchor), torch.zeros_like(self.anchor))
