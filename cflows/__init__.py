@@ -11,12 +11,16 @@ from cflows.models.boltzmann_machine import (
     RatioMatching,
 )
 from cflows.models.energy import EnergyModel
+from cflows.models.ffjord import FFJORD
+from cflows.models.flow_matching import FlowMatching
 from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
 from cflows.noise_ladder import geometric_ladder, ladder_levels, largest_distance, matched_step_size
+from cflows.objectives.cnf import RegularizedLikelihood
 from cflows.objectives.denoising import DenoisingScoreMatching
 from cflows.objectives.explicit import ExplicitScoreMatching
 from cflows.objectives.finite_difference import FiniteDifferenceScoreMatching
+from cflows.objectives.flow_matching import ConditionalFlowMatching, optimal_pairing, rectified_pairs
 from cflows.objectives.implicit import ImplicitScoreMatching
 from cflows.objectives.noise_levels import FixedNoiseDenoising, LadderDenoising
 from cflows.objectives.sliced import SlicedScoreMatching
@@ -27,9 +31,11 @@ from cflows.objectives.weightings import (
     LikelihoodWeighting,
     VarianceWeighting,
 )
+from cflows.ode.budget import choose_solver
 from cflows.ode.log_prob import ode_log_prob
 from cflows.ode.solver import ODESolver
 from cflows.parametrization import convert
+from cflows.predicted_score import PredictedScore
 from cflows.probability_flow import probability_flow_log_prob
 from cflows.samplers.adaptive import AdaptiveSDE
 from cflows.samplers.ancestral import AncestralSampling
@@ -48,10 +54,13 @@ from cflows.samplers.reverse_diffusion import ReverseDiffusion
 from cflows.samplers.stochastic_heun import StochasticHeun
 from cflows.samplers.stochastic_runge_kutta import StochasticRungeKutta
 from cflows.score import GradientScore
-from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE, prior_kl
+from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE, prior_kl, prior_mismatch
 from cflows.time_grid import time_grid
+from cflows.truncation import noise_share
+from cflows.variational_bound import score_flow_bound
 
 __all__ = [
+    "FFJORD",
     "NCSN",
     "SDE",
     "VESDE",
@@ -60,6 +69,7 @@ __all__ = [
     "AffineSDE",
     "AncestralSampling",
     "BoltzmannMachine",
+    "ConditionalFlowMatching",
     "ConditionalScore",
     "ContrastiveDivergence",
     "CosineVPSDE",
@@ -73,6 +83,7 @@ __all__ = [
     "ExplicitScoreMatching",
     "FiniteDifferenceScoreMatching",
     "FixedNoiseDenoising",
+    "FlowMatching",
     "GradientScore",
     "ImplicitScoreMatching",
     "Inpainting",
@@ -80,10 +91,12 @@ __all__ = [
     "LearnedWeighting",
     "LikelihoodWeighting",
     "ODESolver",
+    "PredictedScore",
     "PredictorCorrector",
     "ProbabilityFlow",
     "PseudoLikelihood",
     "RatioMatching",
+    "RegularizedLikelihood",
     "ReverseDiffusion",
     "ScoreSDE",
     "SlicedScoreMatching",
@@ -94,6 +107,7 @@ __all__ = [
     "VarianceWeighting",
     "annealed_importance_sampling",
     "annealed_langevin",
+    "choose_solver",
     "classifier_free",
     "convert",
     "effective_sample_size",
@@ -104,9 +118,14 @@ __all__ = [
     "largest_distance",
     "mala",
     "matched_step_size",
+    "noise_share",
     "ode_log_prob",
+    "optimal_pairing",
     "prior_kl",
+    "prior_mismatch",
     "probability_flow_log_prob",
     "r_hat",
+    "rectified_pairs",
+    "score_flow_bound",
     "time_grid",
 ]

@@ -3,17 +3,15 @@
 import math
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from cflows.angle_flow import ADAPTIVE_WARP, AngleFlow, angle_grid
 from cflows.ode.log_prob import Events, check_start, default_divergence, transported_log_prob
 from cflows.ode.solver import ODESolver
 from cflows.sde import SDE, Score
+from cflows.truncation import truncation
 from core.density import DensityModel, LikelihoodEstimate
 from core.divergence import Divergence
 from core.rng import Rng
-from core.shapes import fold_batch, sum_event
+from core.shapes import fold_batch
 
 
 def probability_flow_log_prob(
@@ -37,8 +35,7 @@ def probability_flow_log_prob(
     in asinh(φ/0.1), fixed ones on `angle_grid`. With r = √(α² + σ²) this adds D log r(1)/r(t_min).
 
     The density is that of the process at t_min, the only one a score network defines. What lies between it and that at
-    t = 0, log p_0(x) - log p_{t_min}(x), is reported to first order in 1 - α and σ², all taken at t_min:
-    `truncation` = -(1 - α)(D + x·s) - ½ σ² (∇·s + ‖s‖²).
+    t = 0, log p_0(x) - log p_{t_min}(x), is reported to first order (`cflows.truncation.truncation`).
 
     References:
         Song et al., 2021, eq. 13 and app. D.2 (eq. 39).
@@ -69,6 +66,7 @@ def probability_flow_log_prob(
     Example:
         Data N(0, 1) stay N(0, 1) under the VP process.
 
+        >>> import torch
         >>> from cflows import VPSDE
         >>> estimate = probability_flow_log_prob(lambda x, t: -x, VPSDE(), torch.zeros(1, 2))
         >>> round(estimate.log_prob.item(), 4)  # -log 2π
@@ -94,18 +92,5 @@ def probability_flow_log_prob(
         error_factor=error_factor,
         generator=generator,
     )
-    truncation = _truncation(score, sde, rows, divergence, t_min, generator)
-    return replace(estimate, truncation=truncation).reshape(batch_shape)
-
-
-@torch.no_grad()
-def _truncation(score: Score, sde: SDE, x: Tensor, divergence: Divergence, t_min: float, generator: Rng) -> Tensor:
-    """To first order in what scale and variance change by up to t_min, times ∂ log p/∂α and ∂ log p/∂σ²."""
-    if t_min == 0 or len(x) == 0:
-        return x.new_zeros(len(x))
-    # In float32 the change of a scale near 1 would have no digits.
-    scale, std = sde.marginal(torch.tensor([0.0, t_min], dtype=torch.float64, device=x.device))
-    lost, gained = (scale[0] - scale[1]).to(x), (std[1].square() - std[0].square()).to(x)
-    s, div = divergence(lambda y: score(y, x.new_tensor(t_min)), x, divergence.draw(x, generator))
-    grown = x[0].numel() + sum_event(x * s)
-    return -lost * grown - 0.5 * gained * (div.mean(1) + sum_event(s.square()))
+    left = truncation(score, sde, rows, divergence=divergence, t_min=t_min, generator=generator)
+    return replace(estimate, truncation=left).reshape(batch_shape)

@@ -246,7 +246,7 @@ class GaussianMixture(Base):
         return self.perturbed_score(x, torch.ones_like(self.anchor), torch.zeros_like(self.anchor))
 
     def _whiten(self, x: Tensor, scale: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates Q_kᵀ(x - scale μ_k) `(rows, components, features)`, and variances scale² λ_k + std² beside them."""
+        """Q_kᵀ(x - scale μ_k), `(rows, components, features)`, and the variances scale² λ_k + std² beside them."""
         x = x.unsqueeze(1)
         scale, std = align(scale, x), align(std, x)
         centred = torch.einsum("kdj,rkd->rkj", self.eigenvectors, x - scale * self.means)

@@ -11,6 +11,7 @@ from experiment.comparison import compare
 from experiment.config import load_config
 from experiment.engine import train
 from experiment.evaluation import evaluate
+from experiment.own_score import evaluate_score
 from experiment.run import load_run
 
-__all__ = ["build", "compare", "evaluate", "load_config", "load_run", "train"]
+__all__ = ["build", "compare", "evaluate", "evaluate_score", "load_config", "load_run", "train"]

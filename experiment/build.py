@@ -150,7 +150,7 @@ def build(
         _check_raw(config, bins)
         preprocessing = None
     else:
-        preprocessing = _preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
+        preprocessing = build_preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
     try:
         if kind in CONTINUOUS:
             return _continuous(config, event_shape, preprocessing, rows, classes)
@@ -164,10 +164,10 @@ def build(
 def _continuous(
     config: Config, event_shape: tuple[int, ...], preprocessing: Bijection | None, rows: Tensor | None, classes: int
 ) -> Built:
-    """A continuous model behind its preprocessing, and its score matching objective on preprocessed rows."""
+    """A continuous model behind its preprocessing, and its objective on preprocessed rows."""
     if config.preprocessing.variational is not None:
         raise UserError(
-            f"preprocessing.variational trains by maximum likelihood, but model.kind={config.model.kind} does not."
+            f"preprocessing.variational trains with a discrete flow, but model.kind={config.model.kind} is none."
         )
     fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
     dropout = config.model.label_dropout if isinstance(config.model, ScoreSDEModel) else 0.0
@@ -177,7 +177,7 @@ def _continuous(
     model: GenerativeModel = inner
     if preprocessing is not None:
         model = Flow(preprocessing, inner) if isinstance(inner, DensityModel) else Decoded(preprocessing, inner)
-    metric = "score_matching_loss" if config.model.kind == "energy" else "denoising_loss"
+    metric = CONTINUOUS[config.model.kind]
     return Built(model, Preprocessed(preprocessing, objective, metric=metric, context_dropout=dropout))
 
 
@@ -191,13 +191,24 @@ def _check_raw(config: Config, bins: int | None) -> None:
         )
 
 
-def _preprocessing(
+def build_preprocessing(
     section: Preprocessing,
     event_shape: tuple[int, ...],
     *,
     bins: int | None,
     rows: Tensor | None,
 ) -> Bijection | None:
+    """What stands between raw data and the model; None for continuous data as they are.
+
+    Args:
+        section: the `[preprocessing]` section.
+        event_shape: shape of one row.
+        bins: levels of integer data, None for continuous data.
+        rows: training rows to which a standardization is fitted; without them it waits for a state dict.
+
+    Raises:
+        UserError: preprocessing and data do not fit.
+    """
     if (section.kind != "none" or section.variational is not None) and bins is None:
         raise UserError(
             f"preprocessing.kind={section.kind} and preprocessing.variational are for integer data, whose levels they "

@@ -12,6 +12,11 @@ from experiment.errors import NumericalError, UserError
 
 MOST_LISTED = 1_000_000  # seeds or labels that are no single range
 MODES = {"part": "--inpaint", "steps": "--interpolate"}
+OWN_SCORE = {
+    "config": "the config file of which data and preprocessing are taken",
+    "out": "the folder of the results",
+    **dict.fromkeys(("prediction", "sde", "t_min", "method", "rtol", "atol", "steps", "probes"), ""),
+}
 
 
 def parser(description: str, *, example: str) -> argparse.ArgumentParser:
@@ -69,6 +74,64 @@ def sampling_parser() -> argparse.ArgumentParser:
     p.add_argument("--data-root", type=Path, help="folder of the data files; default where the run was trained")
     p.add_argument("--out", type=Path, help="the .npy file; default samples, inpainted or interpolations.npy in RUN")
     return p
+
+
+def evaluation_parser() -> argparse.ArgumentParser:
+    """The parser of evaluate.py: what is not given is None, so that the functions' own defaults stand."""
+    p = parser(
+        "Measure the likelihood of trained runs on their test split, or of a score network of your own, with its error "
+        "budget and checks.",
+        example="evaluate.py runs/digits/real_nvp --draws 20\n"
+        "  evaluate.py --score my_score:build --prediction noise --config configs/digits/vp_sde.toml --out runs/mine",
+    )
+    p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="run folder made by train.py")
+    p.add_argument("--draws", type=int, help="dequantization draws a row; default the config's")
+    p.add_argument(
+        "--solver-share",
+        type=float,
+        metavar="SHARE",
+        help="choose tolerances or steps so that the solver's error is below this share of the standard error",
+    )
+    p.add_argument("--audit-rows", type=int, metavar="N", help="rows whose likelihood is found another way; default 4")
+    p.add_argument("--data-root", type=Path, help="folder of the data files; default where the run was trained")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    own = p.add_argument_group("a score network of your own")
+    own.add_argument("--score", metavar="MODULE:FACTORY", help="factory() returns the network, called as net(x, t)")
+    own.add_argument("--config", type=Path, help="config file of which data and preprocessing are taken")
+    own.add_argument("--out", type=Path, help="folder of the results")
+    own.add_argument("--prediction", help="what it gives: score (default), noise, data or velocity")
+    own.add_argument("--sde", help="its noising process: vp (default), cosine_vp, sub_vp or ve")
+    own.add_argument("--t-min", type=float, help="time at which the density is taken; default 1e-5")
+    own.add_argument("--method", help="ODE method; default dopri5")
+    own.add_argument("--rtol", type=float, help="relative tolerance; default 1e-5")
+    own.add_argument("--atol", type=float, help="absolute tolerance; default 1e-5")
+    own.add_argument("--steps", type=int, help="steps of a fixed method; default 100")
+    own.add_argument("--probes", type=int, help="trace probes, 0 for the exact trace; default exact below 8 values")
+    return p
+
+
+def evaluation_options(asked: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given to evaluate.py, as keywords of `evaluate`, or with --score of `evaluate_score`.
+
+    Raises:
+        UserError: neither runs nor --score, both, or an option that does not go with them.
+    """
+    given = {name: value for name, value in vars(asked).items() if value is not None and name not in ("runs", "quiet")}
+    given["progress_bar"] = not asked.quiet
+    if bool(asked.runs) == (asked.score is not None):
+        found = "both" if asked.runs else "neither"
+        raise UserError(f"evaluate.py takes run folders, or --score MODULE:FACTORY, but was given {found}.")
+    if asked.score is not None:
+        missing = next((name for name in ("config", "out") if name not in given), None)
+        if missing is not None:
+            raise UserError(f"--score needs --{missing} as well: {OWN_SCORE[missing]}.")
+    else:
+        alien = next((name for name in given if name in OWN_SCORE), None)
+        if alien is not None:
+            raise UserError(
+                f"--{alien.replace('_', '-')} goes with --score, not with runs, which have settings of their own."
+            )
+    return given
 
 
 def given_options(asked: argparse.Namespace, draw: Callable[..., Any]) -> dict[str, Any]:

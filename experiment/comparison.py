@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from experiment.budget import Array
 from experiment.device import resolve_device
 from experiment.errors import UserError
-from experiment.evaluation import Array, Summary, evaluate, known, saved_log_prob, saved_summary
+from experiment.evaluation import evaluate, saved_log_prob, saved_summary
 from experiment.files import write_atomic, write_json
 from experiment.plots import likelihood_figure, png, sample_figure
 from experiment.run import Run, load_run, open_run
+from experiment.summary import Summary, known
 
 SAMPLE_SEED = 30_000_000
 

@@ -12,6 +12,7 @@ from experiment.errors import UserError
 from experiment.messages import describe
 from experiment.sections.base import Count, Positive, Section, Seed, Share
 from experiment.sections.continuous import EnergyModelSection, NCSNModel, ScoreSDEModel
+from experiment.sections.continuous_flows import FFJORDModel, FlowMatchingModel
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing
 from experiment.sections.flows import (
     GlowModel,
@@ -43,7 +44,7 @@ FlowModel = (
     | TransformerFlowModel
 )
 MassModel = AutoregressiveMLPModel | PixelCNNModel | WaveNetModel | AutoregressiveTransformerModel
-Model = FlowModel | MassModel | ScoreSDEModel | NCSNModel | EnergyModelSection
+Model = FlowModel | MassModel | ScoreSDEModel | NCSNModel | EnergyModelSection | FFJORDModel | FlowMatchingModel
 
 
 class Train(Section):
@@ -101,16 +102,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: a missing or malformed file, an unknown key, a wrong type, an impossible value.
     """
-    path = Path(path)
+    table = read_toml(Path(path))
+    for override in overrides:
+        _override(table, override)
+    return parse_config(table, source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, unchecked.
+
+    Raises:
+        UserError: a missing or malformed file.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist; the ready-made ones lie in configs/.") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"config {path} cannot be read as TOML: {error}.") from error
-    for override in overrides:
-        _override(table, override)
-    return parse_config(table, source=str(path))
 
 
 def parse_config(table: dict[str, Any], *, source: str) -> Config:

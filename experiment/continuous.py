@@ -1,4 +1,4 @@
-"""From the sections of continuous models to the models and their score matching objectives."""
+"""From the sections of continuous models to the models and their objectives."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from cflows import (
+    FFJORD,
     NCSN,
     SDE,
     VESDE,
     VPSDE,
+    ConditionalFlowMatching,
     CosineVPSDE,
     CosineWeighting,
     DenoisingScoreMatching,
@@ -17,10 +19,12 @@ from cflows import (
     EnergyModel,
     FiniteDifferenceScoreMatching,
     FixedNoiseDenoising,
+    FlowMatching,
     ImplicitScoreMatching,
     LadderDenoising,
     LearnedWeighting,
     LikelihoodWeighting,
+    RegularizedLikelihood,
     ScoreSDE,
     SlicedScoreMatching,
     SubVPSDE,
@@ -47,9 +51,17 @@ from experiment.sections.continuous import (
     VEProcess,
     VPProcess,
 )
+from experiment.sections.continuous_flows import FFJORDModel, FlowMatchingModel
 
 Rows = Callable[[], Tensor]
-CONTINUOUS = ("score_sde", "ncsn", "energy")
+# What their losses are called in logs.
+CONTINUOUS = {
+    "score_sde": "denoising_loss",
+    "ncsn": "denoising_loss",
+    "energy": "score_matching_loss",
+    "ffjord": "regularized_nll_nats",
+    "flow_matching": "flow_matching_loss",
+}
 
 
 def build_continuous(
@@ -74,6 +86,10 @@ def build_continuous(
             return _ncsn(section, event_shape, rows, classes)
         case EnergyModelSection():
             return _energy(section, event_shape, classes)
+        case FFJORDModel():
+            return _ffjord(section, event_shape, classes)
+        case FlowMatchingModel():
+            return _flow_matching(section, event_shape, classes)
     raise ValueError(f"{type(section).__name__} is no continuous model.")
 
 
@@ -140,6 +156,43 @@ def _energy(
             return model, FiniteDifferenceScoreMatching(model, **options)
         case "denoising":
             return model, FixedNoiseDenoising(model, **options)
+
+
+def _ffjord(section: FFJORDModel, event_shape: tuple[int, ...], classes: int) -> tuple[GenerativeModel, nn.Module]:
+    keywords = section.model_dump(exclude={"kind", "objective", "divergence", "solver"})
+    model = FFJORD(
+        event_shape,
+        context_features=classes,
+        divergence=_divergence(section.divergence),
+        solver=ODESolver(**section.solver.model_dump()),
+        **keywords,
+    )
+    training = section.objective
+    objective = RegularizedLikelihood(
+        model,
+        divergence=_divergence(training.divergence),
+        solver=ODESolver(**training.solver.model_dump()),
+        **training.model_dump(include={"kinetic", "jacobian", "gradient"}),
+    )
+    return model, objective
+
+
+def _flow_matching(
+    section: FlowMatchingModel, event_shape: tuple[int, ...], classes: int
+) -> tuple[GenerativeModel, nn.Module]:
+    keywords = section.model_dump(exclude={"kind", "coupling", "times", "divergence", "solver"})
+    model = FlowMatching(
+        event_shape,
+        context_features=classes,
+        divergence=_divergence(section.divergence),
+        solver=ODESolver(**section.solver.model_dump()),
+        **keywords,
+    )
+    if classes and section.coupling == "optimal":
+        raise ValueError("coupling='optimal' has no place for labels; set data.labels=false or coupling='independent'.")
+    return model, ConditionalFlowMatching(
+        model, sigma_min=section.sigma_min, coupling=section.coupling, times=section.times
+    )
 
 
 def _ladder(section: Ladder, rows: Rows | None) -> Tensor:

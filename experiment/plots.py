@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from experiment.evaluation import Summary
+    from experiment.summary import Summary
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,9 @@ def sample_figure(
     """
     first = next(iter(samples.values()))
     limits = _limits(first) if image_shape is None and first.shape[1] > 1 else None
-    figure = _figure(len(samples), title, flatness=1.0 if limits is None else _flatness(limits))
+    sheets = {name: _tile(rows, image_shape, columns=columns) for name, rows in samples.items()} if image_shape else {}
+    flatness = max((sheet.shape[0] / sheet.shape[1] for sheet in sheets.values()), default=1.0)
+    figure = _figure(len(samples), title, flatness=min(flatness, 1.6) if limits is None else _flatness(limits))
     axes = figure.subplots(1, len(samples), squeeze=False)[0]
     shades = (float(first.min()), float(first.max())) if bins is None else (0.0, bins - 1.0)
     for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
@@ -47,8 +49,7 @@ def sample_figure(
         if image_shape is None:
             _points(axis, rows, COLOURS[i % len(COLOURS)], limits)
         else:
-            sheet = _shade(_tile(rows, image_shape, columns=columns), *shades)
-            axis.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(_shade(sheets[name], *shades), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             axis.set_axis_off()
     return figure
 

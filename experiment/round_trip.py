@@ -1,6 +1,6 @@
 """How exactly a trained flow gives back what it was shown, in the precision in which it runs."""
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor
@@ -8,7 +8,11 @@ from torch import Tensor
 from core import DensityModel
 from core.bases import Base
 from core.density import Context
-from discrete import Bijection, Compose, Flow
+from discrete import Compose
+from experiment.batches import batches
+from experiment.errors import NumericalError
+from experiment.transport import transport
+from experiment.unwrapped import innermost, steps
 
 
 @torch.no_grad()
@@ -17,6 +21,8 @@ def round_trip_error(
 ) -> Tensor | None:
     """max |x - f⁻¹(f(x))| over the values of each row, in units of the data, of [0, 1) for dequantized integers.
 
+    An ODE goes down to the noise and back by the solver of its likelihood.
+
     Args:
         model: a trained model.
         rows: raw data, `(rows, *event)`.
@@ -24,34 +30,38 @@ def round_trip_error(
         generator: noise of a dequantization, after which the trip begins.
 
     Returns:
-        `(rows,)`, or None for a model that is no flow down to a base in closed form.
+        `(rows,)`, or None for a model that is no flow down to a base in closed form and no ODE.
     """
-    if not isinstance(model, Flow) or not isinstance(_innermost(model), Base):
+    inner, bijections, x = innermost(model), list(steps(model)), rows
+    way = transport(inner, context)
+    if way is None and not (bijections and isinstance(inner, Base)):
         return None
-    bijections, x = list(_steps(model)), rows
     while bijections and bijections[0].forward_direction.kind == "bound":  # a surjection gives integers back anyway
         x, _ = bijections.pop(0)(x, context, generator=generator)
-    if not bijections:
-        return torch.zeros(len(rows), device=rows.device)
-    whole = Compose(*bijections)
-    z, _ = whole(x, context, generator=generator)
-    back, _ = whole.inverse(z, context, generator=generator)
+    whole = Compose(*bijections) if bijections else None
+    z = x if whole is None else whole(x, context, generator=generator)[0]
+    if way is not None:
+        z = way.decode(way.encode(z.to(inner.anchor))).to(z)
+    back = z if whole is None else whole.inverse(z, context, generator=generator)[0]
     return (back - x).abs().flatten(1).amax(1)
 
 
-def _innermost(model: Flow) -> DensityModel:
-    return _innermost(model.base) if isinstance(model.base, Flow) else model.base
+def largest_round_trip_error(model: DensityModel, x: Tensor, context: Context = None, *, run: str) -> float | None:
+    """The largest error of any row, of the first batch alone where an ODE makes the trip dear.
 
-
-def _steps(flow: Flow) -> Iterator[Bijection]:
-    yield from _parts(flow.bijection)
-    if isinstance(flow.base, Flow):
-        yield from _steps(flow.base)
-
-
-def _parts(bijection: Bijection) -> Iterator[Bijection]:
-    if isinstance(bijection, Compose):
-        for part in bijection.bijections:
-            yield from _parts(part)  # type: ignore[arg-type]
-    else:
-        yield bijection
+    Raises:
+        NumericalError: an error that is not finite.
+        RuntimeError: an ODE that cannot be solved.
+    """
+    errors = []
+    for batch in batches(x, context):
+        error = round_trip_error(model, batch.x, batch.context, generator=batch.generator)
+        if error is None:
+            return None
+        errors.append(error)
+        if not isinstance(innermost(model), Base):
+            break
+    largest = float(torch.cat(errors).max())
+    if not math.isfinite(largest):
+        raise NumericalError(f"{run}: the inverse of the flow gives values that are not finite on the test rows.")
+    return largest

@@ -14,11 +14,15 @@ from cflows.affine_sde import AffineSDE
 from cflows.cosine_sde import CosineVPSDE
 from cflows.models.boltzmann_machine import BoltzmannMachine
 from cflows.models.energy import EnergyModel
+from cflows.models.ffjord import FFJORD
+from cflows.models.flow_matching import FlowMatching
 from cflows.models.ncsn import NCSN
 from cflows.models.score_sde import ScoreSDE
+from cflows.objectives.cnf import RegularizedLikelihood
 from cflows.objectives.denoising import DenoisingScoreMatching
 from cflows.objectives.explicit import ExplicitScoreMatching
 from cflows.objectives.finite_difference import FiniteDifferenceScoreMatching
+from cflows.objectives.flow_matching import ConditionalFlowMatching
 from cflows.objectives.implicit import ImplicitScoreMatching
 from cflows.objectives.noise_levels import FixedNoiseDenoising, LadderDenoising
 from cflows.objectives.sliced import SlicedScoreMatching
@@ -407,6 +411,11 @@ def score_sde(features: int, **keywords: object) -> ScoreSDE:
     return ScoreSDE(features, hidden=(16,), frequencies=2, t_min=1e-2, solver=solver, sampler=sampler, **keywords)
 
 
+# On a fixed grid rows do not touch one another, and copies are equal to the bit.
+FLOWING = {"solver": ODESolver(method="rk4", steps=6)}
+SMALL_FLOW = {"hidden": (16,), "frequencies": 2, **FLOWING}
+
+
 LOGIT_RANGE = (-1 / 18, 19 / 18)  # where α = 0.05 maps the line
 
 DENSITIES: dict[str, DensityCase] = {
@@ -528,6 +537,33 @@ DENSITIES: dict[str, DensityCase] = {
     ),
     "flow-logit-score-sde-2": DensityCase(
         lambda: Flow(Logit(2), score_sde(2, divergence=Hutchinson(probes=2))), data=unit, noise=0.1
+    ),
+    "ffjord-1": DensityCase(partial(FFJORD, 1, hidden=(16,), **FLOWING), box=(-9, 9), tolerance=1e-3, noise=0.1),
+    "ffjord-2-context": DensityCase(
+        lambda: FFJORD(2, base=DiagonalNormal(2, scale=1.5), context_features=2, hidden=(8, 8), **FLOWING),
+        2,
+        box=(-9, 9),
+        tolerance=1e-3,
+    ),
+    "ffjord-2-mlp": DensityCase(
+        partial(FFJORD, 2, network="mlp", **SMALL_FLOW), box=(-9, 9), tolerance=1e-3, noise=0.1
+    ),
+    "ffjord-image-unet": DensityCase(
+        partial(FFJORD, (1, 2, 2), network="unet", hidden=(4,), depth=1, frequencies=2, **FLOWING), noise=0.1
+    ),
+    "flow-matching-1": DensityCase(partial(FlowMatching, 1, **SMALL_FLOW), box=(-8, 8), tolerance=1e-3, noise=0.1),
+    "flow-matching-2-context": DensityCase(
+        partial(FlowMatching, 2, context_features=2, data_std=0.5, sigma_min=0.1, **SMALL_FLOW),
+        2,
+        box=(-7, 7),
+        tolerance=1e-3,
+        noise=0.1,
+    ),
+    "flow-flow-matching-1": DensityCase(
+        lambda: Flow(Scaling(1, loc=1.0, scale=2.0), FlowMatching(1, **SMALL_FLOW)),
+        box=(-16, 16),
+        tolerance=1e-3,
+        noise=0.1,
     ),
 }
 
@@ -723,6 +759,20 @@ WEIGHTINGS: dict[str, Weighting] = {
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "denoising": DenoisingScoreMatching,
     "denoising-likelihood": partial(DenoisingScoreMatching, weighting=LikelihoodWeighting()),
+}
+
+
+FLOW_OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # of a continuous flow
+    "flow-matching": ConditionalFlowMatching,
+    "flow-matching-optimal": partial(ConditionalFlowMatching, coupling="optimal"),
+    "flow-matching-uniform-sigma": partial(ConditionalFlowMatching, times="uniform", sigma_min=0.1),
+    "likelihood": RegularizedLikelihood,
+    "likelihood-penalties-probe": partial(
+        RegularizedLikelihood, kinetic=0.1, jacobian=0.2, divergence=Hutchinson(), solver=ODESolver(method="midpoint")
+    ),
+    "likelihood-penalties-adjoint": partial(
+        RegularizedLikelihood, kinetic=0.1, jacobian=0.2, gradient="adjoint", solver=ODESolver(method="rk4", steps=4)
+    ),
 }
 
 

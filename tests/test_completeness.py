@@ -17,7 +17,7 @@ from torch import nn
 import cflows
 import core
 import discrete
-from cflows import SDE, ScoreSDE
+from cflows import FFJORD, SDE, FlowMatching, ScoreSDE
 from cflows.objectives.weightings import Weighting
 from cflows.samplers.sampler import Sampler
 from core import DensityModel, GenerativeModel
@@ -101,7 +101,8 @@ def test_every_model_function_has_a_case(name: str) -> None:
 
 @pytest.mark.parametrize("cls", OBJECTIVES)
 def test_every_objective_has_a_case(cls: type) -> None:
-    builds = (*cases.OBJECTIVES.values(), *cases.SCORE_OBJECTIVES.values(), *cases.LADDER_OBJECTIVES.values())
+    families = cases.OBJECTIVES, cases.SCORE_OBJECTIVES, cases.LADDER_OBJECTIVES, cases.FLOW_OBJECTIVES
+    builds = [build for family in families for build in family.values()]
     built = [getattr(build, "func", build) for build in builds]
     assert cls in built, f"no case among the objectives of cases.py is a {cls.__name__}"
 
@@ -163,7 +164,12 @@ def test_tests_named_in_docstrings_exist() -> None:
                     assert f"def {function}" in text, f"{path.name} names {word}"
 
 
-@pytest.mark.parametrize("build", [discrete.NICE, discrete.RealNVP, discrete.WaveNet, ScoreSDE, core.StandardNormal])
+MODELS = [
+    discrete.NICE, discrete.RealNVP, discrete.WaveNet, ScoreSDE, FFJORD, FlowMatching, core.StandardNormal,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", MODELS)
 def test_models_are_built_from_their_event_shape_alone(build: type) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -8,14 +8,17 @@ from helpers import rng, seeded
 from torch import Tensor, nn
 
 from cflows import ScoreSDE
+from cflows.models.continuous_flow import ContinuousFlow
 from cflows.ode.solver import ODESolver
 from core.bases import Base
 from discrete import MADE, Flow
 
+SOLVED = ScoreSDE | ContinuousFlow
+
 
 def is_solved(model: nn.Module) -> bool:
     """Whether an ODE stands behind the likelihood."""
-    return any(isinstance(part, ScoreSDE) for part in model.modules())
+    return any(isinstance(part, SOLVED) for part in model.modules())
 
 
 MODELS = {name: case.make() for name, case in DENSITIES.items()}
@@ -71,7 +74,7 @@ def test_estimate(name: str) -> None:
 def test_integral(name: str) -> None:
     s = Setting(name)
     for part in s.model.modules():
-        if isinstance(part, ScoreSDE):
+        if isinstance(part, SOLVED):
             part.solver = ODESolver(rtol=1e-4, atol=1e-4)
     points = 301 if name in CLOSED else 101 if s.model.event_shape == (1,) else 51
     densities.integrates_to_one(s.model, s.one, points=points, box=s.case.box, tolerance=s.case.tolerance)

@@ -67,7 +67,7 @@ def ode_log_prob(
     References:
         Chen et al., "Neural ordinary differential equations", 2018, eq. 8; Grathwohl et al., "FFJORD", 2019, eq. 7.
 
-    Checked by tests/cflows/test_ode_log_prob.py.
+    Checked by tests/cflows/test_ode_solvers.py and tests/cflows/test_probability_flow.py.
 
     Args:
         velocity: v(x, t), rows in, rows out, t 0-dimensional, or `(rows,)` for `dopri5_per_sample`; rows independent.

@@ -1,6 +1,7 @@
 """Plain networks that both sides use: they know nothing of densities."""
 
 from core.nets.causal_conv import CausalConvNet
+from core.nets.concat_squash import ConcatSquashMLP
 from core.nets.conv import ConvNet, ResidualConvNet
 from core.nets.masked import MaskedMLP
 from core.nets.masked_conv import MaskedConvNet
@@ -15,6 +16,7 @@ __all__ = [
     "MLP",
     "CausalConvNet",
     "CausalTransformer",
+    "ConcatSquashMLP",
     "ConvNet",
     "FourierEmbedding",
     "MaskedConvNet",

@@ -1,27 +1,37 @@
 """Held-out likelihood: right mean, right errors, the same noise for every model."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from cflows import ODESolver
+from cflows.ode.budget import SolverChoice
 from core import StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
-from experiment import compare, evaluate, load_run, train
+from experiment import checks, compare, evaluate, evaluation, load_run, normalization_check, train
 from experiment.comparison import _paired
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import Summary, _check_finite, _measure, _summarise, saved_log_prob, saved_summary
+from experiment.evaluation import _check_finite, _measure, _subject, _summarise, saved_log_prob, saved_summary
 from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import open_run
+from experiment.summary import Summary
 
 TRAIN = {"steps": 4, "batch_size": 64, "validate_every": 2}
 TOY = {"kind": "toy", "name": "8gaussians", "train_rows": 300, "validation_rows": 50, "test_rows": 1200}
 FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [8]}
 SCORE = {"kind": "score_sde", "hidden": [8], "sampler": {"steps": 5}}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """The grid of the integral, which the densities of untrained models do not need so fine."""
+    monkeypatch.setitem(normalization_check.POINTS, 2, 49)
 
 
 def fit(folder, *, data, model, **sections):
@@ -57,7 +67,6 @@ def test_the_mean_is_the_models_own_log_prob(toys):
     assert summary.bits_per_dim is None
     assert 0 < summary.round_trip_max < 1e-4
     assert f"round trip within {summary.round_trip_max:.1e}" in summary.text()
-    assert evaluate(toys[1].path, threads=1).round_trip_max is None
     assert summary.entropy_nats == pytest.approx(2.83, abs=0.01)
     assert saved_summary(toys[0]) == summary
 
@@ -75,6 +84,82 @@ def test_integer_data_give_a_bound_in_bits_per_dim(digits):
     assert score.trace_error_nats > 0
     assert score.solver_error_nats > 0
     assert score.nfe == 4
+
+
+def test_both_kinds_of_runs_are_checked(digits, toys):
+    flow, score = (evaluate(run.path, threads=1) for run in digits)
+    assert (flow.audit_rows, flow.audit_max_std_errors, flow.solver) == (4, None, None)
+    assert flow.audit_max_nats < 1e-2
+    assert 0 < score.audit_max_std_errors < 20
+    assert score.solver == {"method": "euler", "steps": 4}
+    assert (flow.prior_mismatch_nats, flow.noise_share, flow.integral, score.integral) == (None, None, None, None)
+    assert 0 < score.prior_mismatch_nats < 0.1
+    assert 0 <= score.noise_share < 0.05
+    assert flow.bits_per_dim_log_mean_exp_error == pytest.approx(flow.bits_per_dim_error, rel=0.5)
+    assert f"{flow.bits_per_dim_log_mean_exp:.4f} by log-mean-exp over draws" in flow.text()
+    assert flow.notes == score.notes == []
+    for run in toys:
+        found = evaluate(run.path, threads=1, audit_rows=2)
+        assert found.integral == pytest.approx(1.0, abs=1e-3)
+        assert found.integral_error < 0.01
+        assert found.audit_rows == 2
+        assert found.audit_max_nats < 1e-2
+        assert 0 < found.round_trip_max < 1e-2
+        for part in ("checks: round trip within", "audit of 2 row(s) within", "integral "):
+            assert part in found.text()
+
+
+def test_arrays_of_every_row_and_draw_are_kept(digits):
+    evaluate(digits[1].path, threads=1, audit_rows=0)
+    with np.load(digits[1].path / "evaluation.npz") as arrays:
+        assert set(arrays) == {"log_prob", "std_error", "solver_error", "truncation", "nfe"}
+        assert {values.shape for values in arrays.values()} == {(3, 360)}
+        assert (arrays["std_error"] > 0).all()
+        assert (arrays["solver_error"] > 0).all()
+
+
+def test_the_solver_of_a_share(toys):
+    summary = evaluate(toys[1].path, threads=1, solver_share=0.3)
+    assert summary.solver_share == 0.3
+    assert summary.solver["rtol"] > 1e-5
+    assert summary.solver_error_nats < 0.3 * summary.sampling_error_nats
+    assert "chosen for a share of 0.3" in summary.text()
+    assert evaluate(toys[0].path, threads=1, solver_share=0.3).solver is None  # a flow has none to choose
+
+
+def test_a_share_that_no_solver_keeps_is_said(toys, monkeypatch):
+    choice = SolverChoice(ODESolver(rtol=1e-2, atol=1e-2), 0.5, 0.1, 20.0)
+    monkeypatch.setattr(evaluation, "solver_for_share", lambda *a, **k: choice)
+    summary = evaluate(toys[1].path, threads=1, solver_share=0.3)
+    assert summary.solver["rtol"] == 1e-2
+    assert summary.notes[0] in summary.text()
+    assert summary.notes[0].startswith(
+        "no solver down to method=dopri5, rtol=0.01, atol=0.01 keeps its error below 0.3"
+    )
+
+
+def test_a_check_that_fails_is_a_note(toys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the step vanishes")
+
+    for name in ("audit", "integral", "largest_round_trip_error", "both_ends"):
+        monkeypatch.setattr(checks, name, broken)
+    summary = evaluate(toys[1].path, threads=1)
+    assert len(summary.notes) == 4
+    assert (summary.audit_max_nats, summary.integral, summary.round_trip_max, summary.noise_share) == (None,) * 4
+    assert "note: the audit could not be made: the step vanishes." in summary.text()
+
+
+def test_what_an_earlier_version_wrote_is_read(toys):
+    run = toys[0]
+    found = evaluate(run.path, threads=1)
+    names = [field.name for field in dataclasses.fields(Summary)]
+    later = names[names.index("conditional") + 1 :]
+    table = {key: value for key, value in dataclasses.asdict(found).items() if key not in later}
+    (run.path / "evaluation.json").write_text(json.dumps(table))
+    assert saved_summary(run).log_prob_nats == found.log_prob_nats
+    assert saved_summary(run).text().startswith("flow: log p = ")
+    evaluate(run.path, threads=1)
 
 
 def test_every_model_sees_the_same_noise():
@@ -111,7 +196,7 @@ def test_the_error_budget_in_closed_form(digits):
 
     def summary(std_error):
         changed = {**arrays, "std_error": std_error * full}
-        return _summarise(digits[0], digits[0].load_data(), changed, "bound", seconds=1.0)
+        return _summarise(_subject(digits[0]), digits[0].load_data(), changed, "bound", seconds=1.0)
 
     found = summary(0.5)
     assert found.sampling_error_nats == pytest.approx(math.sqrt((9 + 4 / draws) / rows), rel=0.03)
@@ -146,7 +231,7 @@ def test_a_summary_of_other_weights_or_draws_is_not_reused(digits):
     assert saved_summary(run) is not None
     assert saved_summary(run, draws=2) is None
     stale = dataclasses.replace(saved_summary(run), checkpoint_sha256_16="0" * 16)
-    (run.path / "evaluation.json").write_text(__import__("json").dumps(dataclasses.asdict(stale)))
+    (run.path / "evaluation.json").write_text(json.dumps(dataclasses.asdict(stale)))
     assert saved_summary(run) is None
 
 
@@ -217,6 +302,12 @@ def test_impossible_draws_are_refused(digits, tmp_path, draws):
         evaluate(digits[0].path, draws=draws, threads=1)
     with pytest.raises(UserError, match="--draws must be 1 or more"):
         compare([digits[0].path], tmp_path / "out", draws=draws, threads=1)
+
+
+@pytest.mark.parametrize(("option", "value"), [("solver_share", 0.0), ("solver_share", math.inf), ("audit_rows", -1)])
+def test_impossible_options_are_refused(digits, option, value):
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} must be"):
+        evaluate(digits[0].path, threads=1, **{option: value})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of other draws", "no summary"])

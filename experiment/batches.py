@@ -1,0 +1,38 @@
+"""Test rows in batches, with the same noise for every model."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.density import Context
+
+# The noise of a draw follows from these two: with other batches every model would see other noise.
+NOISE_SEED = 10_000_000
+BATCH_ROWS = 1000
+
+
+class Batch(NamedTuple):
+    """Rows that are evaluated together.
+
+    Attributes:
+        first_row: index of the first among all.
+        x: `(rows, *event)`.
+        context: `(rows, features)`, or None.
+        generator: of the noise of this batch and draw.
+    """
+
+    first_row: int
+    x: Tensor
+    context: Context
+    generator: torch.Generator
+
+
+def batches(x: Tensor, context: Context = None, *, draw: int = 0) -> Iterator[Batch]:
+    """All rows in turn, with the noise of one draw."""
+    starts = range(0, len(x), BATCH_ROWS)
+    for i, start in enumerate(starts):
+        part = slice(start, start + BATCH_ROWS)
+        generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(starts) + i)
+        yield Batch(start, x[part], None if context is None else context[part], generator)
