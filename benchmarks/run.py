@@ -32,7 +32,11 @@ RESULTS = (
     "sde_priors",
     "sampler_quality",
     "sampler_images",
+    "guided_images",
     "sampler_speed",
+    "ode_likelihood",
+    "ode_overhead",
+    "trace_calibration",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),

@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = tuple(
     ROOT / page
-    for page in ("docs/results.md", "docs/score_matching.md", "docs/sampling.md", "docs/boltzmann.md", "README.md")
+    for page in (
+        "docs/results.md",
+        "docs/score_matching.md",
+        "docs/sampling.md",
+        "docs/likelihood.md",
+        "docs/boltzmann.md",
+        "README.md",
+    )
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -175,6 +182,63 @@ TABLES: dict[str, list[Column]] = {
         ("1", lambda r: f"{r['kl_nats'][2]:.1e}"),
         ("4", lambda r: f"{r['kl_nats'][3]:.1e}"),
     ],
+    "sampler_quality": [
+        ("solver", lambda r: r["solver"]),
+        ("kind", lambda r: r["kind"]),
+        ("8 modes, D = 2", lambda r: _needed(r["8 modes, D = 2"])),
+        ("4 modes, D = 16", lambda r: _needed(r["4 modes, D = 16"])),
+        ("8gaussians, learned", lambda r: _needed(r["8gaussians, learned"])),
+    ],
+    "sampler_images": [
+        ("solver", lambda r: r["solver"]),
+        ("kind", lambda r: r["kind"]),
+        ("Fréchet distance after 10 evaluations", lambda r: _frechet(r, 10)),
+        ("20", lambda r: _frechet(r, 20)),
+        ("50", lambda r: _frechet(r, 50)),
+        ("100", lambda r: _frechet(r, 100)),
+        ("1000", lambda r: _frechet(r, 1000)),
+        ("as close as the baseline after", lambda r: _needed(r)),
+        ("confident there", lambda r: _confident(r)),
+    ],
+    "guided_images": [
+        ("solver", lambda r: r["solver"]),
+        ("guidance", lambda r: f"{r['guidance']:.0f}"),
+        ("confident, target 80 %", lambda r: "{:.1f} ± {:.1f} %".format(*(100 * v for v in r["confident"]))),
+        ("read as what was asked", lambda r: f"{100 * r['right']:.1f} %" if r["guidance"] else ""),
+    ],
+    "sampler_speed": [
+        ("solver", lambda r: r["solver"]),
+        ("evaluations", lambda r: str(r["evaluations"])),
+        ("bare network (ms)", lambda r: f"{r['bare_ms']:.0f}"),
+        ("with the solver (ms)", lambda r: f"{r['ours_ms']:.0f}"),
+        ("ratio, target 1.1", lambda r: _ratio(r, "over_bare")),
+        ("met", lambda r: "yes" if r["met"] else "no"),
+    ],
+    "ode_likelihood": [
+        ("problem", lambda r: r["problem"]),
+        ("method", lambda r: r["method"] if r["method"] == "yardstick" else f"`{r['method']}`"),
+        ("at", lambda r: r["at"]["level"].split(", ")[1] if r["at"] and "level" in r["at"] else ""),
+        ("evaluations a row", lambda r: f"{r['at']['nfe']:.0f}" if r["at"] else ""),
+        ("passes of the network", lambda r: f"{r['at']['model_rows']:.0f}" if r["at"] else ""),
+        ("rms error (nats)", lambda r: f"{r['at']['rms_error_nats']:.1e}" if r["at"] else ""),
+        ("CPU (s)", lambda r: f"{r['at']['seconds']:.2f}" if r["at"] else ""),
+        ("times as fast", lambda r: f"{r['speed_up']:.2f}" if r["speed_up"] else "none as close"),
+    ],
+    "trace_calibration": [
+        ("estimator", lambda r: r["estimator"]),
+        ("point-draws", lambda r: str(r["point_draws"])),
+        ("standard error (nats)", lambda r: f"{r['mean_std_error_nats']:.3f}"),
+        ("rms error (nats)", lambda r: f"{r['rms_error_nats']:.3f}"),
+        ("mean error (nats)", lambda r: f"{r['bias_nats']:+.3f} ± {r['bias_error_nats']:.3f}"),
+        ("Student-t 95 % holds it", lambda r: f"{100 * r['covered_student']:.1f} %"),
+        ("normal 95 % holds it", lambda r: f"{100 * r['covered_normal']:.1f} %"),
+    ],
+    "ode_overhead": [
+        ("what", lambda r: r["what"]),
+        ("ms", lambda r: f"{r['ms']:.2f}"),
+        ("forward passes", lambda r: f"{r['forwards']:.1f}" if "forwards" in r else ""),
+        ("target", lambda r: _within(r)),
+    ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),
         ("kind", lambda r: r["kind"]),
@@ -247,6 +311,36 @@ def _steps(row: Row) -> str:
 def _milliseconds(row: Row, peer: str) -> str:
     """Empty where the peer has no such flow."""
     return f"{row[f'{peer}_ms']:.1f}" if f"{peer}_ms" in row else ""
+
+
+def _within(row: Row) -> str:
+    """What was asked of a row of overheads, and whether it is so."""
+    if "met" not in row:
+        return ""
+    said = f"{row['over_one_probe']:.1f} × one probe, target 5" if "over_one_probe" in row else "0.8 ms"
+    return f"{said}: {'met' if row['met'] else 'missed'}"
+
+
+def _needed(curve: Row) -> str:
+    """Evaluations, and how many times fewer than the baseline's 1000; the most that were tried where they fail."""
+    if curve["needed"] is None:
+        return f"> {max(p['evaluations'] for p in curve['points']):.0f}"
+    return f"{curve['needed']:.0f} ({1000 / curve['needed']:.0f} ×)"
+
+
+def _frechet(row: Row, evaluations: float) -> str:
+    """At the point that takes about so many evaluations, its own number where it is another; empty where none does."""
+    near = [p for p in row["points"] if 0.7 < p["evaluations"] / evaluations < 1.42 and "frechet" in p]
+    if not near:
+        return ""
+    p = min(near, key=lambda p: abs(p["evaluations"] - evaluations))
+    exact = round(p["evaluations"]) == evaluations
+    return "{:.1f} ± {:.1f}".format(*p["frechet"]) + ("" if exact else f" ({p['evaluations']:.0f})")
+
+
+def _confident(row: Row) -> str:
+    found = [p["confident"] for p in row["points"] if p["evaluations"] == row["needed"]]
+    return "{:.0f} ± {:.0f} %".format(*(100 * v for v in found[0])) if found else ""
 
 
 def _ratio(row: Row, name: str) -> str:

@@ -11,6 +11,7 @@ import cflows
 from benchmarks import judge, sampler_images, sampler_quality
 from benchmarks.sampler_figure import STYLES, figure, quality_panels
 from benchmarks.samplers import BASELINE, SOLVERS, points, run
+from benchmarks.tables import TABLES
 from cflows import VPSDE
 from cflows.samplers.sampler import Sampler
 
@@ -105,7 +106,7 @@ def test_confident_share() -> None:
     assert judge.confident_share(model, features) == 0.5
 
 
-def test_figure_shows_what_was_measured() -> None:
+def test_figure_and_tables_show_what_was_measured() -> None:
     point = {"evaluations": 20.0, "within_modes": [0.2, 0.01], "frechet": [30.0, 1.0], "confident": [0.8, 0.02]}
     curve = {"points": [point, {"evaluations": 5.0}], "needed": 20.0}
     names = ("8 modes, D = 2", "4 modes, D = 16", "8gaussians, learned")
@@ -114,3 +115,8 @@ def test_figure_shows_what_was_measured() -> None:
     drawn = figure(quality_panels({"floors": floors}, quality))
     assert [axis.get_title() for axis in drawn.axes[:3]] == list(names)
     assert drawn.axes[0].get_lines()[0].get_xydata().tolist() == [[20.0, 0.2]]
+    assert [cell(quality[0]) for _, cell in TABLES["sampler_quality"]][2:] == ["20 (50 ×)"] * 3
+    images = {"solver": BASELINE, "kind": "stochastic", **curve}
+    assert [cell(images) for _, cell in TABLES["sampler_images"]][2:] == [
+        "", "30.0 ± 1.0", "", "", "", "20 (50 ×)", "80 ± 2 %",
+    ]  # fmt: skip

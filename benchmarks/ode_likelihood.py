@@ -1,0 +1,141 @@
+"""What an ODE likelihood costs at the error of the field's standard routine, beside scores that are known exactly."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ode_problems import SDE, T_MIN, Costly, Problem, problems
+from benchmarks.ode_yardstick import yardstick
+from cflows import probability_flow_log_prob
+from core import Hutchinson
+
+TOLERANCES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+STEPS = {"adams": (24, 32, 40, 48, 64, 80, 100, 128, 160), "rk4": (8, 12, 16, 24, 32, 48)}
+METHODS = ("dopri5", "dopri5_per_sample", "adams", "rk4")
+DEFAULT = 1e-5  # the yardstick's tolerance, and ours
+ROUNDS = 2
+
+Row = dict[str, Any]
+Solve = Callable[[Tensor, int], tuple[Tensor, float]]  # rows, seed -> log-densities, evaluations a row
+
+
+@dataclass(frozen=True)
+class Level:
+    """A method at one tolerance or number of steps."""
+
+    method: str
+    tolerance: float = DEFAULT
+    steps: int = 100
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        fixed = self.method in STEPS
+        return f"{self.method}, {self.steps} steps" if fixed else f"{self.method}, {self.tolerance:g}"
+
+
+def measure() -> tuple[dict[str, Any], list[Row]]:
+    """One row a problem and method: the points of its curve, and what it costs at the yardstick's error."""
+    torch.set_num_threads(1)
+    rows = [row for problem in problems() for row in _rows(problem)]
+    settings = {"t_min": T_MIN, "yardstick_tolerance": DEFAULT, "rounds": ROUNDS, "dtype": "float32", "probes": 1}
+    return settings, rows
+
+
+def _rows(problem: Problem) -> list[Row]:
+    torch.manual_seed(0)
+    score = Costly(problem.law, problem.net())
+    batches = [problem.law.sample(problem.rows, torch.Generator().manual_seed(10 + i)) for i in range(problem.batches)]
+    exact = [_exact(problem, x, seed) for seed, x in enumerate(batches)]
+    levels = [Level(method, tolerance=v) for method in METHODS[:2] for v in TOLERANCES]
+    levels += [Level(method, steps=n) for method, counts in STEPS.items() for n in counts]
+    solves = {"yardstick": _yardstick(score)} | {level.name: _ours(score, level) for level in levels}
+    points = {name: _point(solve, score, batches, exact) for name, solve in solves.items()}
+    bar = points["yardstick"]
+    rows = [{"problem": problem.name, "method": "yardstick", "points": [bar], "at": bar, "speed_up": 1.0}]
+    for method in METHODS:
+        mine = [{"level": level.name, **points[level.name]} for level in levels if level.method == method]
+        good = [p for p in mine if p["rms_error_nats"] <= bar["rms_error_nats"]]
+        at = min(good, key=lambda p: p["seconds"]) if good else None
+        speed_up = bar["seconds"] / at["seconds"] if at else None
+        rows.append({"problem": problem.name, "method": method, "points": mine, "at": at, "speed_up": speed_up})
+    return rows
+
+
+def _point(solve: Solve, score: Costly, batches: list[Tensor], exact: list[Tensor]) -> Row:
+    """Seconds of CPU time and error over all batches."""
+    taken, errors, nfe = [], [], 0.0
+    score.calls = score.rows_seen = 0
+    for round_ in range(ROUNDS):
+        started, found = time.process_time(), [solve(x, seed) for seed, x in enumerate(batches)]
+        taken.append(time.process_time() - started)
+        if round_ == 0:
+            errors = [(value - truth).abs() for (value, _), truth in zip(found, exact, strict=True)]
+            nfe = sum(count for _, count in found) / len(found)
+    off, rows = torch.cat(errors), sum(len(x) for x in batches)
+    return {
+        "seconds": median(taken),
+        "rms_error_nats": off.square().mean().sqrt().item(),
+        "max_error_nats": off.max().item(),
+        "nfe": nfe,
+        "model_calls": score.calls / ROUNDS / len(batches),
+        "model_rows": score.rows_seen / ROUNDS / rows,
+    }
+
+
+def _probe(x: Tensor, seed: int) -> Tensor:
+    """The probe of a batch, the same for every method."""
+    return Hutchinson().draw(x, torch.Generator().manual_seed(seed))
+
+
+def _yardstick(score: Costly) -> Solve:
+    def solve(x: Tensor, seed: int) -> tuple[Tensor, float]:
+        y = x.float()
+        return yardstick(score, SDE, y, _probe(y, seed)[0], t_min=T_MIN, tolerance=DEFAULT)
+
+    return solve
+
+
+def _ours(score: Costly, level: Level) -> Solve:
+    @torch.no_grad()
+    def solve(x: Tensor, seed: int) -> tuple[Tensor, float]:
+        estimate = probability_flow_log_prob(
+            score,
+            SDE,
+            x.float(),
+            divergence=Hutchinson(),
+            method=level.method,
+            rtol=level.tolerance,
+            atol=level.tolerance,
+            steps=level.steps,
+            t_min=T_MIN,
+            error_factor=None,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return estimate.log_prob.double(), estimate.nfe.double().mean().item()
+
+    return solve
+
+
+@torch.no_grad()
+def _exact(problem: Problem, x: Tensor, seed: int) -> Tensor:
+    """What a solver without error gives with these probes: 1e-9 in float64."""
+    law = problem.law
+    estimate = probability_flow_log_prob(
+        lambda y, t: law.score(y, *SDE.marginal(t)),
+        SDE,
+        x,
+        divergence=Hutchinson(),
+        method="dopri8",
+        rtol=1e-9,
+        atol=1e-9,
+        t_min=T_MIN,
+        error_factor=None,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return estimate.log_prob
