@@ -8,7 +8,7 @@ from torch import Tensor
 from cflows import FlowMatching
 from cflows.ode.solver import ODESolver
 
-TIGHT = ODESolver(method="dopri5_per_sample", rtol=1e-6, atol=1e-6)
+TIGHT = ODESolver(method="dopri5_per_sample", rtol=1e-8, atol=1e-8)
 
 
 def model(size: int) -> FlowMatching:
@@ -24,7 +24,7 @@ def test_flow_matching(size: int) -> None:
     flow = model(size)
     x = flow.sample((3,), generator=rng(1))
     peer = solvers.ODESolver(velocity_model=lambda x, t: -flow.velocity(x, 1 - t))
-    options = {"method": "dopri5", "step_size": None, "rtol": 1e-6, "atol": 1e-6, "exact_divergence": True}
+    options = {"method": "dopri5", "step_size": None, "rtol": 1e-8, "atol": 1e-8, "exact_divergence": True}
     _, found = peer.compute_likelihood(x_1=x, log_p0=flow.base.log_prob, **options)
     torch.testing.assert_close(flow.log_prob(x).detach(), found.detach(), rtol=0, atol=1e-4)
 
@@ -39,7 +39,7 @@ def test_zuko(size: int) -> None:
     def velocity(t: Tensor, x: Tensor) -> Tensor:
         return flow.velocity(x, t)
 
-    peer = transforms.FreeFormJacobianTransform(velocity, t0=0.0, t1=1.0, atol=1e-6, rtol=1e-6, exact=True)
+    peer = transforms.FreeFormJacobianTransform(velocity, t0=0.0, t1=1.0, atol=1e-8, rtol=1e-8, exact=True)
     z, log_det = peer.call_and_ladj(x)
     torch.testing.assert_close(flow.encode(x).detach(), z.detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(flow.log_prob(x).detach(), (flow.base.log_prob(z) + log_det).detach(), rtol=0, atol=1e-4)
