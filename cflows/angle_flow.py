@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cflows.ode.field import rows_of
+from cflows.ode.fixed_grid import Times
+from cflows.ode.solver import ODESolver
 from cflows.sde import SDE, Rows, Score
 from core.shapes import align
 
@@ -59,6 +61,16 @@ class AngleFlow:
         radius = align(torch.hypot(*self.sde.marginal(t)).to(y), y)
         return -align((rate * tangent).to(y), y) * (y + radius * self.score(radius * y, t.to(y)))
 
+    @classmethod
+    def solved_by(cls, solver: ODESolver, score: Score, sde: SDE) -> "AngleFlow":
+        """The flow in the variable that suits the solver: φ on a fixed grid, u with k = 0.3 for an adaptive one."""
+        return cls(score=score, sde=sde, warp=0.0 if solver.fixed else ADAPTIVE_WARP)
+
+    def times(self, solver: ODESolver, t_min: float) -> Times:
+        """Where the solver stops on its way from t_min to 1, in the flow's variable."""
+        ends = self.ends(t_min)
+        return angle_grid(*ends, solver.steps) if solver.fixed else solver.grid(*ends)
+
     def rows(self, index: Tensor) -> "AngleFlow":
         """The same flow for some of the rows."""
         return replace(self, score=rows_of(self.score, index))
@@ -87,7 +99,8 @@ def angle_grid(start: float, end: float, steps: int) -> Float[Tensor, " times"]:
     Evenly in log φ where the data's own width decides, and in φ where modes part. k is to be no larger than the width
     of the narrowest structure of the data, in units of α.
 
-    Checked by tests/cflows/test_angle_flow.py. k and w were chosen by `benchmarks/ode_likelihood.py`.
+    Checked by tests/cflows/test_angle_flow.py. k and w were chosen by trial on the problems of
+    `benchmarks/ode_problems.py`, which therefore flatter them.
     """
     low, high = (math.asinh(phi / WARP) + SPREAD * phi for phi in (start, end))
     target = torch.linspace(low, high, steps + 1, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from cflows.angle_flow import ADAPTIVE_WARP, AngleFlow, angle_grid
+from cflows.angle_flow import AngleFlow
 from cflows.ode.log_prob import Events, check_start, default_divergence, transported_log_prob
 from cflows.ode.solver import ODESolver
 from cflows.sde import SDE, Score
@@ -32,7 +32,7 @@ def probability_flow_log_prob(
     """log p_{t_min}(x) = log p_1(x(1)) + ∫ ∇·v dt along the probability-flow ODE, v = f(x, t) - ½ g(t)² ∇ log p_t(x).
 
     It is solved in the angle φ = atan(σ/α) for y = x/√(α² + σ²) (`AngleFlow`), where fewer steps do: adaptive methods
-    in asinh(φ/0.1), fixed ones on `angle_grid`. With r = √(α² + σ²) this adds D log r(1)/r(t_min).
+    in asinh(φ/0.3), fixed ones on `angle_grid`. With r = √(α² + σ²) this adds D log r(1)/r(t_min).
 
     The density is that of the process at t_min, the only one a score network defines. What lies between it and that at
     t = 0, log p_0(x) - log p_{t_min}(x), is reported to first order (`cflows.truncation.truncation`).
@@ -77,17 +77,16 @@ def probability_flow_log_prob(
     rows, batch_shape = fold_batch(x, prior.event_shape, owner="probability_flow_log_prob")
     divergence = default_divergence(prior.event_shape.numel()) if divergence is None else divergence
     solver = ODESolver(method=method, rtol=rtol, atol=atol, steps=steps)
-    flow = AngleFlow(score=score, sde=sde, warp=0.0 if solver.fixed else ADAPTIVE_WARP)
+    flow = AngleFlow.solved_by(solver, score, sde)
     first, last = flow.radii(t_min)
     # log p(x) = log p(y) - D log r at both ends.
     volume = prior.event_shape.numel() * math.log(last / first)
-    ends = flow.ends(t_min)
     estimate = transported_log_prob(
         flow,
         lambda y: prior.log_prob(last * y) + volume,
         rows / first,
         solver,
-        lambda solver: angle_grid(*ends, solver.steps) if solver.fixed else solver.grid(*ends),
+        flow.times(solver, t_min),
         divergence=divergence,
         error_factor=error_factor,
         generator=generator,

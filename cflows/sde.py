@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cflows.ode.field import rows_of
 from core.bases import Base, DiagonalNormal, StandardNormal
 from core.shapes import align
 
@@ -248,18 +249,27 @@ def reverse_drift(score: Score, sde: SDE, x: Rows, t: Time) -> Rows:
     return sde.drift(x, t) - align(sde.diffusion(t).square(), x) * score(x, t)
 
 
+@dataclass(frozen=True, eq=False)
+class _ProbabilityFlow:
+    score: Score
+    sde: SDE
+
+    def __call__(self, x: Rows, t: Time) -> Rows:
+        return self.sde.drift(x, t) - 0.5 * align(self.sde.diffusion(t).square(), x) * self.score(x, t)
+
+    def rows(self, index: Tensor) -> "_ProbabilityFlow":
+        return _ProbabilityFlow(rows_of(self.score, index), self.sde)
+
+
 def probability_flow(score: Score, sde: SDE) -> Score:
     """v(x, t) = f(x, t) - ½ g(t)² ∇ log p_t(x): the ODE with the marginals of the SDE (Song et al., 2021, eq. 13).
 
-    The ½ is what some lecture slides drop.
+    The ½ is what some lecture slides drop. For some of the rows it asks the score for theirs, as solvers need it whose
+    rows arrive at different times.
 
     Checked by tests/cflows/test_probability_flow.py.
     """
-
-    def velocity(x: Rows, t: Time) -> Rows:
-        return sde.drift(x, t) - 0.5 * align(sde.diffusion(t).square(), x) * score(x, t)
-
-    return velocity
+    return _ProbabilityFlow(score, sde)
 
 
 def prior_kl(sde: SDE, *, mean: float = 0.0, variance: float = 1.0) -> float:

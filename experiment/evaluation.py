@@ -222,7 +222,9 @@ def _measure(
         try:
             estimate = model.estimate_log_prob(batch.x, batch.context, generator=batch.generator)
         except (RuntimeError, ValueError) as error:
-            raise NumericalError(f"{run}: the likelihood could not be computed: {error}") from error
+            raise NumericalError(
+                f"{run}: the likelihood could not be computed in the batch from test row {batch.first_row} on: {error}"
+            ) from error
         kind = estimate.kind
         _check_finite(estimate.log_prob, run=run, first_row=batch.first_row)
         for name in FIELDS:

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cflows import ConditionalScore
-from cflows.angle_flow import ADAPTIVE_WARP, AngleFlow, angle_grid
+from cflows.angle_flow import AngleFlow
 from cflows.models.continuous_flow import ContinuousFlow
 from cflows.ode.field import Plain
-from cflows.ode.fixed_grid import Times
 from core import DensityModel
 from core.density import Context
 from experiment.unwrapped import ScoreUnderSDE
@@ -42,9 +41,8 @@ def _of_score(model: ScoreUnderSDE, context: Context) -> Transport:
     """The probability flow in the angle, as `probability_flow_log_prob` solves it."""
     solver = model.solver
     score = model.score if context is None else ConditionalScore(model.score, context)
-    flow = AngleFlow(score=score, sde=model.sde, warp=0.0 if solver.fixed else ADAPTIVE_WARP)
-    (first, last), ends = flow.radii(model.t_min), flow.ends(model.t_min)
-    times: Times = angle_grid(*ends, solver.steps) if solver.fixed else solver.grid(*ends)
+    flow = AngleFlow.solved_by(solver, score, model.sde)
+    (first, last), times = flow.radii(model.t_min), flow.times(solver, model.t_min)
     return Transport(
         lambda x: last * solver.solve(Plain(flow), x / first, times).x,
         lambda z: first * solver.solve(Plain(flow), z / last, times.flip(0)).x,

@@ -10,7 +10,7 @@ from torch import Tensor
 from cflows.guidance import ConditionalScore
 from cflows.ode.field import Function, Plain
 from cflows.ode.log_prob import VelocityAndDivergence, default_divergence, ode_log_prob
-from cflows.ode.solver import ODESolver
+from cflows.ode.solver import PER_SAMPLE, ODESolver
 from core.bases import Base, StandardNormal
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
@@ -57,7 +57,7 @@ class ContinuousFlow(DensityModel, abc.ABC):
                 f"over {tuple(self.base.event_shape)}."
             )
         self.divergence = default_divergence(self.event_shape.numel()) if divergence is None else divergence
-        self.solver = ODESolver(method="dopri5_per_sample") if solver is None else solver
+        self.solver = ODESolver(method=PER_SAMPLE) if solver is None else solver
         self.error_factor = error_factor
 
     @abc.abstractmethod

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cflows.ode.field import Field, Report, Rows, Solution
-from cflows.ode.tableaus import Tableau
+from cflows.ode.tableaus import Tableau, combine
 
 Times = Float[Tensor, " times"]  # float64, on the CPU, rising or falling
 ADAMS_ORDER, QUADRATURE_ORDER = 3, 4
@@ -81,14 +81,6 @@ def adams(field: Field, x: Rows, times: Times, *, columns: int, report: Report |
     increments = torch.einsum("sn,nrc->src", _quadrature(times).to(x), torch.stack(rates))
     nfe = torch.full_like(x.flatten(1)[:, 0], len(nodes), dtype=torch.long)
     return Solution(x, increments.sum(0), nfe, _mean(increments))
-
-
-def combine(x: Tensor, h: float | Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """x + h Σ wᵢ kᵢ without the terms of weight 0, in as few passes over memory as torch allows."""
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            x = x + (h * weight) * slope if isinstance(h, Tensor) else torch.add(x, slope, alpha=h * weight)
-    return x
 
 
 def _weights(nodes: Sequence[float], start: float, end: float) -> list[float]:

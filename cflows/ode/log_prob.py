@@ -104,12 +104,13 @@ def ode_log_prob(
     """
     check_start(t_min)
     rows, batch_shape = fold_batch(x, base.event_shape, owner="ode_log_prob")
+    solver = ODESolver(method=method, rtol=rtol, atol=atol, steps=steps)
     estimate = transported_log_prob(
         velocity,
         base.log_prob,
         rows,
-        ODESolver(method=method, rtol=rtol, atol=atol, steps=steps),
-        lambda solver: solver.grid(t_min, 1.0),
+        solver,
+        solver.grid(t_min, 1.0),
         divergence=divergence,
         error_factor=error_factor,
         generator=generator,
@@ -122,7 +123,7 @@ def transported_log_prob(
     log_prob: Callable[[Tensor], Tensor],
     x: Tensor,
     solver: ODESolver,
-    times: Callable[[ODESolver], Times],
+    times: Times,
     *,
     divergence: Divergence | None,
     error_factor: float | None,
@@ -135,7 +136,7 @@ def transported_log_prob(
         log_prob: log-density where the ODE ends.
         x: where it starts, `(rows, *event)`.
         solver: the method.
-        times: those that a solver stops at.
+        times: those that the solver stops at.
         divergence: estimator, or None for the default.
         error_factor: as in `ode_log_prob`.
         generator: draws the probes.
@@ -144,14 +145,12 @@ def transported_log_prob(
         raise ValueError("the solver error of a fixed method compares with half its steps and needs 2 or more, not 1.")
     divergence = default_divergence(x.shape[1:].numel()) if divergence is None else divergence
     field = VelocityAndDivergence(velocity, divergence, divergence.draw(x, generator))
-
-    grid = times(solver)
-    solution = solver.solve(field, x, grid, columns=divergence.columns)
+    solution = solver.solve(field, x, times, columns=divergence.columns)
     at_end = log_prob(solution.x)
     solver_error = None if error_factor is None else x.new_zeros(len(x))
     if error_factor is not None and len(x):
         with torch.no_grad():
-            half = torch.cat([grid[:-1:2], grid[-1:]])
+            half = torch.cat([times[:-1:2], times[-1:]])
             other = solver.coarser(error_factor).solve(field, x, half, columns=divergence.columns)
             ends = at_end - log_prob(other.x), (solution.integrals - other.integrals).mean(1)
             solver_error = _solver_error(*ends, solution.increments, other.increments)

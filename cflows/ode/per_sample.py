@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cflows.ode.field import Field, Report, Rows, Solution
-from cflows.ode.tableaus import Tableau
+from cflows.ode.tableaus import Tableau, combine
 from core.shapes import align
 
 MAX_STEPS = 20_000  # far beyond any solve that ends: a tolerance out of reach stops here
@@ -128,11 +128,7 @@ def _round(field: Field, state: _State, end: float, tableau: Tableau, *, rtol: f
 
 def _add(x: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + h Σ wᵢ kᵢ with a step for every row."""
-    total = torch.zeros_like(x)
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            total = torch.add(total, slope, alpha=weight)
-    return x + align(h, x) * total
+    return x + align(h, x) * combine(torch.zeros_like(x), 1.0, weights, slopes)
 
 
 def name_rows(rows: Tensor, t: Tensor) -> str:

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 
@@ -8,10 +9,11 @@ from cflows.ode.fixed_grid import ADAMS_ORDER, Times, adams, runge_kutta
 from cflows.ode.per_sample import StepVanishesError, per_sample
 from cflows.ode.tableaus import DORMAND_PRINCE, FIXED_TABLEAUS
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
+Together = Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"]
+Fixed = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "adams"]
+Method = Literal[Together, "dopri5_per_sample", Fixed]
+ADAPTIVE, FIXED, METHODS = get_args(Together), get_args(Fixed), get_args(Method)
 PER_SAMPLE = "dopri5_per_sample"
-FIXED = (*FIXED_TABLEAUS, "adams")
-METHODS = (*ADAPTIVE, PER_SAMPLE, *FIXED)
 
 
 @dataclass(frozen=True, kw_only=True)

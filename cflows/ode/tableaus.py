@@ -1,6 +1,10 @@
 """Explicit Runge-Kutta methods: how the slopes at some nodes of a step weigh into the next place."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 Row = tuple[float, ...]
 
@@ -46,3 +50,11 @@ DORMAND_PRINCE = Tableau(
     ),
     (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
+
+
+def combine(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + h Σ wᵢ kᵢ without the terms of weight 0, in as few passes over memory as torch allows."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            x = torch.add(x, slope, alpha=h * weight)
+    return x

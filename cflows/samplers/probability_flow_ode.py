@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cflows.ode.field import Plain, rows_of
+from cflows.ode.field import Plain
 from cflows.ode.solver import ODESolver
 from cflows.samplers.posterior_mean import posterior_mean
 from cflows.samplers.sampler import Callback, Orders, Sampler
@@ -111,7 +111,7 @@ class ProbabilityFlow(Sampler):
         finish: Callable[[Tensor], Tensor],
         callback: Callback | None,
     ) -> Tensor:
-        flow = Plain(_Flow(score, sde))
+        flow = Plain(probability_flow(score, sde))
         if callback is None or len(x) == 0:
             return finish(self._solver().solve(flow, x, times).x) if len(x) else x
         held: list[tuple[int, Tensor]] = []
@@ -125,17 +125,3 @@ class ProbabilityFlow(Sampler):
         x = finish(self._solver().solve(flow, x, times, report=report).x)
         callback(held[-1][0], x)
         return x
-
-
-@dataclass(frozen=True, eq=False)
-class _Flow:
-    """The probability-flow velocity of a score that may hold something for each row."""
-
-    score: Score
-    sde: SDE
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return probability_flow(self.score, self.sde)(x, t)
-
-    def rows(self, index: Tensor) -> "_Flow":
-        return _Flow(rows_of(self.score, index), self.sde)

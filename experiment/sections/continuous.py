@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool
 
 from cflows import CosineVPSDE
+from cflows.ode.solver import Method
 from experiment.sections.base import Count, Positive, Section, Share, Widths
 from experiment.sections.samplers import EulerMaruyamaSampler, ReverseSampler
 
@@ -70,20 +71,7 @@ class HutchPlusPlusTrace(Section):
 class Solver(Section):
     """See `cflows.ODESolver`."""
 
-    method: Literal[
-        "dopri5",
-        "dopri5_per_sample",
-        "dopri8",
-        "bosh3",
-        "adaptive_heun",
-        "fehlberg2",
-        "euler",
-        "midpoint",
-        "heun2",
-        "heun3",
-        "rk4",
-        "adams",
-    ] = "dopri5_per_sample"
+    method: Method = "dopri5_per_sample"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     steps: int = Field(100, strict=True, ge=2)

@@ -12,7 +12,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 Attention = tuple[Annotated[int, Field(strict=True, ge=0)], ...]
 Trace = Annotated[ExactTrace | HutchinsonTrace | HutchPlusPlusTrace, Field(discriminator="kind")]
 TrainingTrace = Annotated[ExactTrace | HutchinsonTrace, Field(discriminator="kind")]
-PER_SAMPLE = Solver(method="dopri5_per_sample")
 
 
 class LikelihoodTraining(Section):
@@ -38,7 +37,7 @@ class FFJORDModel(Section):
     frequencies: Count = 8
     objective: LikelihoodTraining = LikelihoodTraining()
     divergence: Trace | None = None
-    solver: Solver = PER_SAMPLE
+    solver: Solver = Solver()
     error_factor: float = Field(10.0, gt=1)
 
 
@@ -59,5 +58,5 @@ class FlowMatchingModel(Section):
     coupling: Coupling = "independent"
     times: Times = "even"
     divergence: Trace | None = None
-    solver: Solver = PER_SAMPLE
+    solver: Solver = Solver()
     error_factor: float = Field(10.0, gt=1)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool
 
+from cflows.ode.solver import Method
 from cflows.time_grid import Spacing
 from experiment.sections.base import Count, Positive, Section, Share
 
@@ -90,20 +91,7 @@ class ProbabilityFlowSampler(Section):
     """See `cflows.ProbabilityFlow`."""
 
     kind: Literal["probability_flow"] = "probability_flow"
-    method: Literal[
-        "dopri5",
-        "dopri5_per_sample",
-        "dopri8",
-        "bosh3",
-        "adaptive_heun",
-        "fehlberg2",
-        "euler",
-        "midpoint",
-        "heun2",
-        "heun3",
-        "rk4",
-        "adams",
-    ] = "dopri5"
+    method: Method = "dopri5"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     steps: Count = 100
