@@ -1,17 +1,25 @@
-"""Scores that are exact and yet cost what a network costs: a network's output times zero is added to them."""
+"""Scores to solve with: exact ones at the price of a network, whose output times zero is added, and learned ones."""
 
+import copy
 import math
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.record import RUNS
 from cflows import VPSDE, ScoreSDE
+from cflows.sde import Score
 from core.shapes import align
+from discrete import Flow
+from experiment import load_config, load_run, train
+from experiment.build import load_data
 
 SDE, T_MIN = VPSDE(), 1e-5
+DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,40 +73,78 @@ class Modes:
         return self.means[k] + self.std * noise
 
 
-class Costly(nn.Module):
-    """The exact score at the price of a network, whose parameters want gradients as trained ones do."""
+class Counted(nn.Module):
+    """A score that counts its calls and the rows it sees."""
 
-    def __init__(self, law: Normal | Modes, net: nn.Module) -> None:
+    def __init__(self, score: Score) -> None:
         super().__init__()
-        self.law, self.net, self.calls, self.rows_seen = law, net, 0, 0
+        self.score, self.calls, self.rows_seen = score, 0, 0
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """s(x, t) like x."""
         self.calls, self.rows_seen = self.calls + 1, self.rows_seen + len(x)
-        return self.law.score(x, *SDE.marginal(t)) + 0.0 * self.net(x, t.expand(len(x)), None)
+        return self.score(x, t)
 
 
 class Problem(NamedTuple):
-    """What is solved, on how many rows at once."""
+    """What is solved: a score in float32, the same in float64, and batches of float64 rows."""
 
     name: str
-    law: Normal | Modes
-    net: Callable[[], nn.Module]
-    rows: int
-    batches: int
+    score: Counted
+    exact: Score
+    batches: list[Tensor]
 
 
 def problems() -> list[Problem]:
-    """A Gaussian of image size, variances from 1e-4 to 1, and mixtures in 2 and 64 dimensions."""
+    """A Gaussian of image size, variances from 1e-4 to 1, mixtures in 2 and 64 dimensions, digits and MNIST learned."""
+    torch.manual_seed(0)
     variances = torch.logspace(-4, 0, 3072, dtype=torch.float64).reshape(3, 32, 32)
-    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    ring = torch.stack([angles.cos(), angles.sin()], 1)
-    cloud = torch.randn(8, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return [
-        Problem("Gaussian, D = 3072", Normal(variances), convolutions, 4, 2),
-        Problem("8 modes, D = 2", Modes(ring, 0.05), lambda: perceptron(2), 256, 2),
-        Problem("8 modes, D = 64", Modes(cloud, 0.1), lambda: perceptron(64), 256, 2),
+        costly("Gaussian, D = 3072", Normal(variances), convolutions(), rows=4),
+        costly("8 modes, D = 2", ring(), perceptron(2), rows=256),
+        costly("8 modes, D = 64", cloud(64), perceptron(64), rows=256),
+        learned("digits, learned, D = 64", "digits/vp_sde", rows=64),
+        learned("MNIST, learned, D = 784", "mnist/vp_sde_unet", rows=4),
     ]
+
+
+def ring() -> Modes:
+    """Eight narrow modes on the unit circle."""
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    return Modes(torch.stack([angles.cos(), angles.sin()], 1), 0.05)
+
+
+def cloud(size: int) -> Modes:
+    """Eight narrow modes at draws of a standard normal."""
+    means = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Modes(means, 0.1)
+
+
+def costly(name: str, law: Normal | Modes, net: nn.Module, *, rows: int, batches: int = 2) -> Problem:
+    """The exact score of a law at the price of a network, whose parameters want gradients as trained ones do."""
+
+    def exact(x: Tensor, t: Tensor) -> Tensor:
+        return law.score(x, *SDE.marginal(t))
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return exact(x, t) + 0.0 * net(x, t.expand(len(x)), None)
+
+    data = [law.sample(rows, torch.Generator().manual_seed(10 + i)) for i in range(batches)]
+    return Problem(name, Counted(score), exact, data)
+
+
+def learned(name: str, config_name: str, *, rows: int, batches: int = 2) -> Problem:
+    """The score of a run of a config, trained where it is not there yet, on preprocessed test rows."""
+    config = load_config(f"configs/{config_name}.toml")
+    run = train(config, RUNS / config_name.replace("/", "-"), data_root=DATA, resume=True, progress_bar=True)
+    flow = load_run(run.path)
+    if not isinstance(flow, Flow) or not isinstance(flow.base, ScoreSDE):
+        raise TypeError(f"{config_name} must be a preprocessed ScoreSDE, but is a {type(flow).__name__}.")
+    test = load_data(config.data, DATA).test[: rows * batches]
+    with torch.no_grad():
+        x, _ = flow.bijection(test, generator=torch.Generator().manual_seed(0))
+    exact = copy.deepcopy(flow.base).double()
+    return Problem(name, Counted(flow.base.score), exact.score, list(x.double().split(rows)))
 
 
 def convolutions() -> nn.Module:

@@ -11,6 +11,7 @@ from benchmarks.record import record
 RESULTS = (
     "closed_form",
     "toys",
+    "continuous_toys",
     "digits",
     "distillation",
     "glow_memory",
@@ -35,8 +36,11 @@ RESULTS = (
     "guided_images",
     "sampler_speed",
     "ode_likelihood",
+    "ode_growth",
     "ode_overhead",
     "trace_calibration",
+    "planar_energies",
+    "vae_posteriors",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),

@@ -17,6 +17,8 @@ PAGES = tuple(
         "docs/sampling.md",
         "docs/likelihood.md",
         "docs/boltzmann.md",
+        "docs/planar.md",
+        "docs/vae.md",
         "README.md",
     )
 )
@@ -224,6 +226,26 @@ TABLES: dict[str, list[Column]] = {
         ("CPU (s)", lambda r: f"{r['at']['seconds']:.2f}" if r["at"] else ""),
         ("times as fast", lambda r: f"{r['speed_up']:.2f}" if r["speed_up"] else "none as close"),
     ],
+    "ode_growth": [
+        ("along", lambda r: r["along"]),
+        ("at", lambda r: str(r["at"])),
+        ("method", lambda r: r["method"] if r["method"] == "yardstick" else f"`{r['method']}`"),
+        ("evaluations a row", lambda r: f"{r['nfe']:.0f}"),
+        ("passes of the network", lambda r: f"{r['model_rows']:.0f}"),
+        ("rms error (nats)", lambda r: f"{r['rms_error_nats']:.1e}"),
+        ("CPU (ms a row)", lambda r: f"{r['ms_a_row']:.2f}"),
+    ],
+    "continuous_toys": [
+        ("toy", lambda r: r["toy"]),
+        ("model", lambda r: r["model"]),
+        ("entropy (nats)", lambda r: f"{r['entropy_nats']:.3f}"),
+        ("test -log p (nats)", lambda r: f"{r['nll_nats']:.3f} ± {r['error_nats']:.3f}"),
+        ("± solver", lambda r: f"{r['solver_error_nats']:.4f}"),
+        ("gap (nats), target 0.10", lambda r: f"{r['gap_nats']:+.3f}"),
+        ("met", lambda r: "yes" if r["met"] else "no"),
+        ("steps", lambda r: f"{r['steps']:,}"),
+        ("training (s)", lambda r: f"{r['train_seconds']:.0f}"),
+    ],
     "trace_calibration": [
         ("estimator", lambda r: r["estimator"]),
         ("point-draws", lambda r: str(r["point_draws"])),
@@ -238,6 +260,29 @@ TABLES: dict[str, list[Column]] = {
         ("ms", lambda r: f"{r['ms']:.2f}"),
         ("forward passes", lambda r: f"{r['forwards']:.1f}" if "forwards" in r else ""),
         ("target", lambda r: _within(r)),
+    ],
+    "planar_energies": [
+        ("energy", lambda r: r["energy"]),
+        ("K", lambda r: str(r["layers"])),
+        ("log Z (nats)", lambda r: f"{r['log_z_nats']:.4f}"),
+        ("KL(q ‖ p) (nats)", lambda r: f"{r['kl_nats']:.3f} ± {r['kl_error_nats']:.3f}"),
+        ("training (CPU s)", lambda r: f"{r['train_cpu_seconds']:.0f}"),
+    ],
+    "vae_posteriors": [
+        ("posterior", lambda r: r["posterior"]),
+        ("steps", lambda r: str(r["layers"])),
+        ("ELBO (nats)", lambda r: f"{r['elbo_nats']:.3f} ± {r['elbo_error_nats']:.3f}"),
+        ("log p - ELBO (nats)", lambda r: f"{r['gap_nats']:.3f} ± {r['gap_error_nats']:.3f}"),
+        (
+            "gain on the row above, paired (nats)",
+            lambda r: f"{r['gain_nats']:+.3f} ± {r['gain_error_nats']:.3f}" if "gain_nats" in r else "",
+        ),
+        (
+            "log p - bound of 64 draws (nats)",
+            lambda r: f"{r['weighted_gap_nats']:.3f} ± {r['weighted_gap_error_nats']:.3f}",
+        ),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("training (CPU s)", lambda r: f"{r['train_cpu_seconds']:.0f}"),
     ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),

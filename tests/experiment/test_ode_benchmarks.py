@@ -1,14 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import normal, rng
 from torch import nn
 
-from benchmarks import ode_likelihood
+from benchmarks import ode_growth, ode_likelihood, ode_problems
 from benchmarks.ode_likelihood import Level
-from benchmarks.ode_problems import SDE, T_MIN, Costly, Modes, Normal, Problem
+from benchmarks.ode_problems import SDE, T_MIN, Modes, Normal, costly
 from benchmarks.ode_yardstick import yardstick
 from benchmarks.tables import TABLES
 from core import Hutchinson
+from experiment import load_config
 
 MODES = Modes(normal(3, (2,), rng(0)), 0.3)
 LAWS = {"normal": Normal(torch.tensor([0.1, 2.0], dtype=torch.float64)), "modes": MODES}
@@ -38,32 +41,54 @@ def test_scores_are_gradients_of_normalized_densities(name: str) -> None:
 def test_the_yardstick_is_right(name: str) -> None:
     """On a diagonal Gaussian one probe is exact; on modes it agrees with ours on the same probe."""
     law, x = LAWS[name], LAWS[name].sample(4, rng(2))
-    score = Costly(law, Idle()).double()
+    problem = costly(name, law, Idle(), rows=4)
+    score = problem.score
     probe = Hutchinson().draw(x, torch.Generator().manual_seed(0))
     found, nfe = yardstick(score, SDE, x, probe[0], t_min=T_MIN, tolerance=1e-8)
     assert score.calls == 2 * nfe
-    problem = Problem(name, law, Idle, 4, 1)
-    torch.testing.assert_close(found, ode_likelihood._exact(problem, x, 0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, ode_likelihood.reference(problem, x, 0), rtol=0, atol=1e-4)
     if name == "normal":
         exact = law.log_prob(x, *SDE.marginal(torch.tensor(T_MIN, dtype=torch.float64)))
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
 
 
 def test_a_point_counts_time_error_and_calls() -> None:
-    problem = Problem("modes", MODES, Idle, 3, 2)
-    score = Costly(MODES, Idle())
-    batches = [MODES.sample(3, rng(i)) for i in range(2)]
-    exact = [ode_likelihood._exact(problem, x, seed) for seed, x in enumerate(batches)]
-    point = ode_likelihood._point(ode_likelihood._ours(score, Level("rk4", steps=24)), score, batches, exact)
+    problem = costly("modes", MODES, Idle(), rows=3)
+    score, batches = problem.score, problem.batches
+    exact = [ode_likelihood.reference(problem, x, seed) for seed, x in enumerate(batches)]
+    point = ode_likelihood.point(ode_likelihood.ours(score, Level("rk4", steps=24)), score, batches, exact)
     assert point["nfe"] == 96
     assert point["model_calls"] == 97  # one for the truncation
     assert 0 < point["rms_error_nats"] <= point["max_error_nats"] < 0.05
     off = [truth + 1.0 for truth in exact]
-    assert ode_likelihood._point(
-        ode_likelihood._ours(score, Level("rk4", steps=24)), score, batches, off
+    assert ode_likelihood.point(
+        ode_likelihood.ours(score, Level("rk4", steps=24)), score, batches, off
     )["rms_error_nats"] == pytest.approx(1.0, abs=0.05)  # fmt: skip
 
 
 def test_tables_say_what_is_missing() -> None:
     row = {"problem": "a", "method": "rk4", "at": None, "speed_up": None, "points": []}
     assert [cell(row) for _, cell in TABLES["ode_likelihood"]][-1] == "none as close"
+
+
+def test_a_learned_problem_is_one_score_in_both_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ode_problems, "RUNS", tmp_path)
+    short = load_config("configs/8gaussians/vp_sde.toml", ["train.steps=2", "train.validate_every=1"])
+    monkeypatch.setattr(ode_problems, "load_config", lambda path: short)
+    problem = ode_problems.learned("toy", "8gaussians/vp_sde", rows=3)
+    assert [len(x) for x in problem.batches] == [3, 3]
+    x, t = problem.batches[0], torch.tensor(0.3, dtype=torch.float64)
+    torch.testing.assert_close(problem.score(x.float(), t.float()).double(), problem.exact(x, t), rtol=1e-4, atol=1e-4)
+    assert problem.score.rows_seen == 3
+
+
+def test_growth_counts_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ode_growth, "SIZES", (2,))
+    monkeypatch.setattr(ode_growth, "SIZE", 2)
+    monkeypatch.setattr(ode_growth, "perceptron", lambda size: Idle())
+    monkeypatch.setattr(ode_growth, "BATCHES", (1, 4))
+    _, rows = ode_growth.measure()
+    assert {row["along"] for row in rows} == {"D", "rows"}
+    alone, four = (r for r in rows if r["along"] == "rows" and r["method"] == "dopri5_per_sample")
+    assert 0 < alone["model_rows"] <= four["model_rows"] * 4
+    assert all(cell(row) for row in rows for _, cell in TABLES["ode_growth"])
