@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# One thread a worker: the tests are small, and two workers fill two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+
 .PHONY: demo test lint fast results clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,11 +26,11 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Without the slow tests.
 fast: $(VENV)/.installed
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # Longer trainings and measurements; each leaves docs/results/<name>.json, from which the tables of the docs are made.
 results: $(VENV)/.installed

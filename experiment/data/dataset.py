@@ -10,6 +10,7 @@ from experiment.errors import UserError
 
 Layout = Literal["flat", "image"]
 Split = Literal["train", "validation", "test"]
+Columns = tuple[str, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,11 @@ class Dataset:
         image_shape: (height, width), or (3, height, width) in colour, to draw a row as an image.
         entropy_nats: differential entropy of the source, the best reachable test loss, where it is known.
         labels: the class of each row, where models are to know it.
+        columns: names of the values of a row, where they have some; a name of digits is a place in the file.
 
     Raises:
         UserError: a split is empty or has another event shape, a value is not finite or not one of the levels, or there
-            are not as many labels as rows.
+            are not as many labels as rows or names as columns.
 
     Example:
         >>> Dataset("pairs", train=torch.zeros(8, 2), validation=torch.zeros(1, 2), test=torch.ones(1, 2)).event_shape
@@ -45,8 +47,14 @@ class Dataset:
     image_shape: tuple[int, ...] | None = None
     entropy_nats: float | None = None
     labels: Labels | None = None
+    columns: Columns = None
 
     def __post_init__(self) -> None:
+        if self.columns is not None and (len(self.columns),) != self.event_shape:
+            raise UserError(
+                f"{self.name}: there are {len(self.columns)} names of columns for rows of shape "
+                f"{tuple(self.event_shape)}; each column needs one."
+            )
         for split, x in {"training": self.train, "validation": self.validation, "test": self.test}.items():
             if len(x) == 0:
                 raise UserError(f"{self.name}: the {split} split is empty; it needs at least one row.")
@@ -55,9 +63,9 @@ class Dataset:
                     f"{self.name}: the {split} rows have shape {tuple(x.shape[1:])} and the training rows "
                     f"{tuple(self.event_shape)}; all splits need the same."
                 )
-            check_finite(x, name=self.name, where=f" of the {split} split")
+            check_finite(x, name=self.name, where=f" of the {split} split", columns=self.columns)
             if self.bins is not None:
-                _check_levels(x, self.bins, name=self.name, where=f" of the {split} split")
+                _check_levels(x, self.bins, name=self.name, where=f" of the {split} split", columns=self.columns)
         if self.labels is not None:
             _check_counts(self)
 
@@ -100,20 +108,22 @@ def _digest(*splits: Tensor) -> str:
     return total.hexdigest()[:16]
 
 
-def check_finite(x: Tensor, *, name: str, where: str = "") -> None:
+def check_finite(x: Tensor, *, name: str, where: str = "", columns: Columns = None) -> None:
     """Refuse NaN and infinity.
 
     Args:
         x: values, (rows, *event).
         name: what the message calls the data.
         where: which part of the data the rows count in, put after the row's number.
+        columns: names of the columns, where they have some.
 
     Raises:
         UserError: names the first row and column that hold such a value.
     """
     low, high = x.aminmax()
     if not (low.isfinite() and high.isfinite()):  # both are NaN where a value is; and no copy of x is made
-        _refuse(~x.isfinite(), x, name=name, where=where, remedy="remove the row or fill it in")
+        remedy = "remove the row or fill it in"
+        _refuse(~x.isfinite(), x, name=name, where=where, remedy=remedy, columns=columns)
 
 
 def split_rows(
@@ -176,16 +186,22 @@ def _check_counts(data: Dataset) -> None:
         raise UserError(f"{data.name}: the splits hold {rows} rows, but {labels} labels; each row needs one.")
 
 
-def _check_levels(x: Tensor, bins: int, *, name: str, where: str) -> None:
+def _check_levels(x: Tensor, bins: int, *, name: str, where: str, columns: Columns) -> None:
     """Refuse what is not a whole number from 0 to bins-1."""
     remedy = f"data with {bins} levels hold whole numbers from 0 to {bins - 1}"
-    _refuse((x != x.floor()) | (x < 0) | (x >= bins), x, name=name, where=where, remedy=remedy)
+    _refuse((x != x.floor()) | (x < 0) | (x >= bins), x, name=name, where=where, remedy=remedy, columns=columns)
 
 
-def _refuse(bad: Tensor, x: Tensor, *, name: str, where: str, remedy: str) -> None:
+def column_name(column: int, columns: Columns) -> str:
+    """What a message calls a column: its place, or its name in quotes where it has one that is not a place."""
+    name = str(column) if columns is None else columns[column]
+    return name if name.isdecimal() else repr(name)
+
+
+def _refuse(bad: Tensor, x: Tensor, *, name: str, where: str, remedy: str, columns: Columns) -> None:
     """Raise a UserError about the first value of `x` that is `bad`, if there is one."""
     if bad.any():
         row, *event = bad.nonzero()[0].tolist()
-        column = event[0] if len(event) == 1 else tuple(event)
+        column = column_name(event[0], columns) if len(event) == 1 else tuple(event)
         value = x[(row, *event)].item()
         raise UserError(f"{name}: row {row}{where} holds {value} in column {column}; {remedy}.")

@@ -1,30 +1,27 @@
-import gzip
-import struct
 from pathlib import Path
 
-import numpy as np
-import pooch
-import torch
-from torch import Tensor
-
-from experiment.data.dataset import Dataset, Layout, lay_out
-from experiment.data.labels import Labels
-from experiment.errors import UserError
+from experiment.data.dataset import Dataset, Layout
+from experiment.data.idx import idx_images
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-
 SHA256 = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
 }
-
 LABELS_SHA256 = {
     "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
 
-IDX_IMAGES_MAGIC = 0x0803  # unsigned bytes in three dimensions
-IDX_LABELS_MAGIC = 0x0801  # in one
+FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+}
+FASHION_LABELS_MD5 = {
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
 def mnist(
@@ -54,65 +51,56 @@ def mnist(
     Raises:
         UserError: a file cannot be downloaded or is not the official one, or no training rows would be left.
     """
-    official, test = (lay_out(_read_images(_find(root / "mnist" / name, url)), layout) for name in SHA256)
-    if not 0 < validation_rows < len(official):
-        raise UserError(f"validation_rows: found {validation_rows}; mnist takes 1 to {len(official) - 1}.")
-    train, validation = official[:-validation_rows], official[-validation_rows:]
-    classes = _labels(root, url, validation_rows) if labels else None
-    return Dataset("mnist", train, validation, test, bins=256, image_shape=(28, 28), labels=classes)
+    return idx_images(
+        "mnist",
+        root,
+        images=_digests("sha256", SHA256),
+        classes=_digests("sha256", LABELS_SHA256),
+        layout=layout,
+        validation_rows=validation_rows,
+        labels=labels,
+        url=url,
+    )
 
 
-def _labels(root: Path, url: str, validation_rows: int) -> Labels:
-    official, test = (_read_labels(_find(root / "mnist" / name, url)) for name in LABELS_SHA256)
-    return Labels(official[:-validation_rows], official[-validation_rows:], test, classes=10)
+def fashion_mnist(
+    root: Path,
+    *,
+    layout: Layout = "flat",
+    validation_rows: int = 10_000,
+    labels: bool = False,
+    url: str = FASHION_URL,
+) -> Dataset:
+    """70000 pictures of clothes in the format of `mnist`, from the official files in `root/fashion_mnist`.
+
+    References:
+        Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms",
+        2017, https://arxiv.org/abs/1708.07747; the md5 of its files stand in https://github.com/zalandoresearch/fashion-mnist.
+
+    Args:
+        root: folder of all downloaded data.
+        layout: "flat" for events of shape (784,), "image" for (1, 28, 28).
+        validation_rows: rows held out of the 60000 training images.
+        labels: whether models are to know which of the ten kinds of clothes a row is.
+        url: folder on the web that holds the files.
+
+    Returns:
+        The dataset, with `bins` 256.
+
+    Raises:
+        UserError: a file cannot be downloaded or is not the official one, or no training rows would be left.
+    """
+    return idx_images(
+        "fashion_mnist",
+        root,
+        images=_digests("md5", FASHION_MD5),
+        classes=_digests("md5", FASHION_LABELS_MD5),
+        layout=layout,
+        validation_rows=validation_rows,
+        labels=labels,
+        url=url,
+    )
 
 
-def _find(path: Path, url: str) -> Path:
-    """The path itself, once the file is there and its sha256 is the official one."""
-    if not path.exists():
-        _download(path, f"{url.rstrip('/')}/{path.name}")
-    found, expected = pooch.file_hash(str(path)), _official(path)
-    if found != expected:
-        raise UserError(f"{path}: sha256 is {found} and not the official {expected}; delete it to download it again.")
-    return path
-
-
-def _download(path: Path, address: str) -> None:
-    """Fetch one file; it appears at `path` whole and verified, or not at all."""
-    sha256 = _official(path)
-    try:
-        pooch.retrieve(address, f"sha256:{sha256}", fname=path.name, path=path.parent, progressbar=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).split(". ")[0]  # advice that does not apply here may follow
-        raise UserError(
-            f"{path.name} could not be downloaded from {address} ({reason}); put the file with sha256 {sha256} into "
-            f"{path.parent} by other means."
-        ) from error
-
-
-def _official(path: Path) -> str:
-    return (SHA256 | LABELS_SHA256)[path.name]
-
-
-def _read_labels(path: Path) -> Tensor:
-    """Digits of a gzipped idx file as int64, (rows,)."""
-    content = gzip.decompress(path.read_bytes())
-    magic, rows = struct.unpack(">2I", content[:8])
-    if magic != IDX_LABELS_MAGIC or len(content) != 8 + rows:
-        raise UserError(
-            f"{path}: the header promises magic {magic:#06x} and {rows} rows for {len(content) - 8} bytes of labels; "
-            f"mnist has magic {IDX_LABELS_MAGIC:#06x} and a byte for each row."
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=8).astype(np.int64))
-
-
-def _read_images(path: Path) -> Tensor:
-    """Pixels of a gzipped idx file as float32, (rows, 28, 28)."""
-    content = gzip.decompress(path.read_bytes())
-    magic, *shape = struct.unpack(">4I", content[:16])
-    if magic != IDX_IMAGES_MAGIC or shape[1:] != [28, 28] or len(content) != 16 + shape[0] * 28 * 28:
-        raise UserError(
-            f"{path}: the header promises magic {magic:#06x} and shape {tuple(shape)} for {len(content) - 16} bytes of "
-            f"pixels; mnist has magic {IDX_IMAGES_MAGIC:#06x}, shape (rows, 28, 28) and a byte for each pixel."
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).astype(np.float32)).reshape(shape)
+def _digests(algorithm: str, files: dict[str, str]) -> dict[str, str]:
+    return {file: f"{algorithm}:{digits}" for file, digits in files.items()}

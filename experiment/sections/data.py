@@ -1,19 +1,24 @@
 """Data sets and what is done to them before a model sees them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from experiment.data import TOY_ENTROPY_NATS
+from experiment.data import TOY_ENTROPY_NATS, UCI_SMALL
 from experiment.sections.base import Count, Layout, Section, Seed, Widths
+
+Binarize = Literal["static", "stochastic"] | None
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+ColumnNames = tuple[StrictStr | StrictInt, ...]
 
 
 class DigitsData(Section):
-    """scikit-learn's 1797 digits, 8 by 8, 17 grey levels."""
+    """scikit-learn's 1797 digits, 8 by 8, 17 grey levels, or two where `binarize` is given."""
 
     kind: Literal["digits"]
     layout: Layout = "flat"
     labels: StrictBool = False
+    binarize: Binarize = None
 
 
 class ToyData(Section):
@@ -28,11 +33,30 @@ class ToyData(Section):
 
 
 class MNISTData(Section):
-    """MNIST from its four official files under the data root."""
+    """MNIST from its four official files under the data root; in black and white where `binarize` is given."""
 
     kind: Literal["mnist"]
     layout: Layout = "flat"
     validation_rows: Count = 10_000
+    labels: StrictBool = False
+    binarize: Binarize = None
+
+
+class FashionMNISTData(Section):
+    """Fashion-MNIST from its four official files under the data root."""
+
+    kind: Literal["fashion_mnist"]
+    layout: Layout = "flat"
+    validation_rows: Count = 10_000
+    labels: StrictBool = False
+
+
+class Cifar10Data(Section):
+    """CIFAR-10 from its official archive, the binary version, under the data root."""
+
+    kind: Literal["cifar10"]
+    layout: Layout = "image"
+    validation_rows: Count = 5_000
     labels: StrictBool = False
 
 
@@ -55,13 +79,60 @@ class BSDSData(Section):
     seed: Seed = 0
 
 
+class PhotographsData(Section):
+    """Patches of scikit-learn's two photographs, 256 grey or colour levels."""
+
+    kind: Literal["photographs"]
+    side: Count = 8
+    colour: StrictBool = False
+    layout: Layout = "flat"
+    train_rows: Count = 50_000
+    validation_rows: Count = 5_000
+    test_rows: Count = 10_000
+    seed: Seed = 0
+
+
+class UCIData(Section):
+    """A benchmark of the MAF paper from its authors' archive under the data root."""
+
+    kind: Literal["power", "gas", "hepmass", "miniboone", "bsds300"]
+
+
+class UCISmallData(Section):
+    """A regression table of the UCI repository under the data root, all columns together."""
+
+    kind: Literal["uci_small"]
+    name: Literal[UCI_SMALL]  # type: ignore[valid-type]
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    noise: StrictBool = True
+    seed: Seed = 0
+
+
 class TableData(Section):
-    """Rows of numbers from a .npy or .csv file under the data root."""
+    """Rows of numbers from a .csv, .csv.gz, .npy, .npz or .parquet file under the data root."""
 
     kind: Literal["table"]
     path: str
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.1, gt=0, lt=1)
+    columns: ColumnNames = ()
+    drop: ColumnNames = ()
+    missing: Literal["error", "drop"] = "error"
+    noise: StrictBool = False
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    seed: Seed = 0
+
+
+class ImageFolderData(Section):
+    """PNG and JPEG images of a folder under the data root."""
+
+    kind: Literal["image_folder"]
+    path: str
+    size: tuple[Count, Count] | None = None
+    colour: StrictBool = True
+    layout: Layout = "image"
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
     seed: Seed = 0
 
 
@@ -99,4 +170,17 @@ class ScalePreprocessing(Section):
 
 Preprocessing = NoPreprocessing | LogitPreprocessing | ScalePreprocessing
 
-Data = DigitsData | ToyData | MNISTData | CifarData | BSDSData | TableData
+Data = (
+    DigitsData
+    | ToyData
+    | MNISTData
+    | FashionMNISTData
+    | CifarData
+    | Cifar10Data
+    | BSDSData
+    | PhotographsData
+    | UCIData
+    | UCISmallData
+    | TableData
+    | ImageFolderData
+)

@@ -72,8 +72,9 @@ def test_a_nested_union_is_named_without_its_tag(tmp_path):
         ('[model]\nkind="nice"\n', "'data' is missing"),
         (
             '[data]\nname="moons"\n[model]\nkind="nice"\n',
-            "'data.kind' is missing; it is one of 'digits', 'toy', 'mnist', 'cifar10_lossless_4k', "
-            "'bsds300_patches', 'table'.",
+            "'data.kind' is missing; it is one of 'digits', 'toy', 'mnist', 'fashion_mnist', 'cifar10_lossless_4k', "
+            "'cifar10', 'bsds300_patches', 'photographs', 'power', 'gas', 'hepmass', 'miniboone', 'bsds300', "
+            "'uci_small', 'table', 'image_folder'.",
         ),
         ('[data]\nkind="toy"\nname="moon"\n[model]\nkind="nice"\n', "'data.name' is 'moon'"),
     ],

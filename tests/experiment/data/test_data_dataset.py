@@ -103,3 +103,22 @@ def test_lay_out_keeps_pixel_order() -> None:
     assert torch.equal(lay_out(colours, "image"), colours)
     with pytest.raises(UserError, match=r'^layout: found "round"; use "flat" or "image"'):
         lay_out(images, "round")  # type: ignore[arg-type]
+
+
+def test_a_column_is_called_by_its_name() -> None:
+    bad = rows(4, 2)
+    bad[1, 1] = math.nan
+    with pytest.raises(UserError, match=r"^people: row 1 of the test split holds nan in column 'age'; remove the row"):
+        Dataset("people", rows(4, 2), rows(1, 2), bad, columns=("height", "age"))
+    with pytest.raises(UserError, match=r"holds nan in column 7; remove"):
+        Dataset("people", rows(4, 2), rows(1, 2), bad, columns=("3", "7"))
+    with pytest.raises(UserError, match=r"row 0 of the training split holds -1\.0 in column 'age'; data with 9 levels"):
+        Dataset("people", -torch.ones(1, 1), rows(1, 1), rows(1, 1), bins=9, columns=("age",))
+
+
+def test_each_column_needs_a_name() -> None:
+    for columns in (("a",), ("a", "b", "c")):
+        with pytest.raises(UserError, match=rf"^people: there are {len(columns)} names of columns for rows of shape"):
+            Dataset("people", rows(4, 2), rows(1, 2), rows(1, 2), columns=columns)
+    with pytest.raises(UserError, match=r"^people: there are 2 names of columns for rows of shape \(2, 1\)"):
+        Dataset("people", rows(4, 2, 1), rows(1, 2, 1), rows(1, 2, 1), columns=("a", "b"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from experiment.data import mnist
-from experiment.data.mnist import LABELS_SHA256, SHA256, _read_images, _read_labels
+from experiment.data.idx import read_images, read_labels
+from experiment.data.mnist import LABELS_SHA256, SHA256
 from experiment.errors import UserError
 
 DATA_ROOT = Path(os.environ.get("CFLOWS_DATA_ROOT", Path(__file__).parents[3].parent / "shared" / "data"))
@@ -81,12 +82,12 @@ def test_the_header_of_labels_is_read_and_checked(tmp_path: Path) -> None:
     for magic, rows, ok in ((0x0801, 3, True), (0x0803, 3, False), (0x0801, 4, False)):
         path.write_bytes(gzip.compress(struct.pack(">2I", magic, rows) + bytes([7, 2, 1])))
         if ok:
-            assert _read_labels(path).tolist() == [7, 2, 1]
+            assert read_labels(path, "mnist").tolist() == [7, 2, 1]
         else:
             with pytest.raises(
                 UserError, match=r"labels\.gz: the header promises magic 0x080[13] and [34] rows for 3 by"
             ):
-                _read_labels(path)
+                read_labels(path, "mnist")
 
 
 def test_absent_files_are_downloaded(root: Path, serve: Serve, tmp_path: Path) -> None:
@@ -135,9 +136,9 @@ def test_a_truncated_file_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_the_header_is_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "images.gz"
-    images = _read_images(write_idx(path))
+    images = read_images(write_idx(path), "mnist")
     assert (images.shape, images.dtype) == ((2, 28, 28), torch.float32)
     assert (images[0, 0, 5], images[0, 9, 3], images[1, 0, 0]) == (5, 255, 784 % 256)
     for change in ({"magic": 0x0801}, {"shape": (2, 28, 14)}, {"shape": (3, 28, 28)}, {"extra": b"x"}):
         with pytest.raises(UserError, match=r"images\.gz: the header promises magic 0x080[13] and shape"):
-            _read_images(write_idx(path, **change))  # type: ignore[arg-type]
+            read_images(write_idx(path, **change), "mnist")  # type: ignore[arg-type]

@@ -1,12 +1,20 @@
+import gzip
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
+from experiment import evaluate, train
+from experiment.config import parse_config
 from experiment.data import Dataset, table
+from experiment.data.table import READERS
 from experiment.errors import UserError
+from experiment.run import open_run
 
 
 def write(folder: Path, text: str, name: str = "heights.csv") -> Path:
@@ -56,12 +64,15 @@ def test_the_seed_fixes_the_split(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("1,2\n3,4\n5,abc\n", "row 2 holds 'abc' in column 1; every cell must be a number"),
-        ("a,b\n1,2\n,4\n", "row 1 holds '' in column 0"),
+        ("a,b\n1,2\n,4\n", "row 1 has no value in column 'a'; fill it in, or leave out such rows with missing ="),
+        ("1,2\n?,4\n", "row 1 has no value in column 0; fill it in"),
+        ("a, b\n1,2\n3,red\n", "row 1 holds 'red' in column 'b'; every cell must be a number, so code"),
         ("1,b\n3,4\n", "row 0 holds 'b' in column 1"),
-        ("a;b\n1;2\n", "row 0 holds '1;2' in column 0"),
+        ("a;b\n1;2\n", "row 0 holds '1;2' in column 'a;b'"),
         ("a,b\n1,2\n3,4\n5,6,7\n", "row 2 has 3 columns and row 0 has 2"),
-        ("a,b\n1,2\n\n3,nan\n5,6\n", "row 1 holds nan in column 1; remove the row or fill it in"),
-        ("1,2\n3,4\n1e300,2\n", "row 2 holds inf in column 0"),
+        ("a,b\n1,2\n\n3,nan\n5,6\n", "row 1 has no value in column 'b'; fill it in"),
+        ("1,2\n3,4\n1e300,2\n", "row 2 holds inf in column 0; remove the row"),
+        ("a,b\n1,2\n-inf,4\n", "row 1 holds -inf in column 'a'; remove the row"),
         ("a,b\n", "the file holds no rows of numbers"),
         ("", "the file holds no rows of numbers"),
     ],
@@ -77,7 +88,7 @@ def test_a_bad_row_of_an_npy_is_named_as_in_the_file(tmp_path: Path) -> None:
     x = numbers()
     x[31, 2] = math.nan
     np.save(tmp_path / "x.npy", x)
-    with pytest.raises(UserError, match=r"x\.npy: row 31 holds nan in column 2;"):
+    with pytest.raises(UserError, match=r"x\.npy: row 31 has no value in column 2; fill it in"):
         table(tmp_path / "x.npy")
 
 
@@ -107,10 +118,196 @@ def test_files_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> None:
         table(tmp_path / "binary.csv")
     with pytest.raises(UserError, match=r"gone\.csv: there is no such file"):
         table(tmp_path / "gone.csv")
-    with pytest.raises(UserError, match=r'x\.xlsx: a table cannot be read from a "\.xlsx" file; use \.npy or \.csv'):
+    with pytest.raises(
+        UserError, match=r'x\.xlsx: a table cannot be read from a "\.xlsx" file; use \.npy, \.npz, \.csv,'
+    ):
         table(tmp_path / "x.xlsx")
 
 
 def test_a_table_too_short_to_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"validation=0\.1 and test=0\.1 cut 2 rows into 2 for training, 0 for val"):
         table(write(tmp_path, "1,2\n3,4\n"))
+
+
+NAMES = ("height", "weight", "age")
+
+
+def save(folder: Path, suffix: str, x: np.ndarray) -> Path:
+    """The same table in each format, with its names where the format has some."""
+    path = folder / f"people{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **{name: x[:, column] for column, name in enumerate(NAMES)})
+    elif suffix == ".npy":
+        np.save(path, np.rec.fromarrays(x.T, names=NAMES))
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({name: x[:, column] for column, name in enumerate(NAMES)}), path)
+    else:
+        text = ",".join(NAMES) + "\n" + "\n".join(",".join(map(repr, row)) for row in x.tolist())
+        path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_format_gives_the_same_rows_and_names(tmp_path: Path, suffix: str) -> None:
+    x = numbers()
+    data = table(save(tmp_path, suffix, x))
+    assert (data.name, data.columns) == ("people", NAMES)
+    assert all_rows(data) == sorted(x.astype(np.float32).tolist())
+    np.save(tmp_path / "plain.npy", x)
+    plain = table(tmp_path / "plain.npy")
+    assert (plain.digest, plain.columns) == (data.digest, ("0", "1", "2"))
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_columns_are_chosen_by_name_in_the_order_asked_for(tmp_path: Path, suffix: str) -> None:
+    x = numbers()
+    path = save(tmp_path, suffix, x)
+    chosen, dropped = table(path, columns=["age", "height"]), table(path, drop=["weight"])
+    assert (chosen.columns, dropped.columns) == (("age", "height"), ("height", "age"))
+    assert all_rows(chosen) == sorted(x[:, [2, 0]].astype(np.float32).tolist())
+    assert torch.equal(chosen.train, dropped.train.flip(1))
+    assert table(path, columns=["age", "height"], drop=["height"]).columns == ("age",)
+    with pytest.raises(UserError, match=r"people.*: there is no column 'wieght'; did you mean 'weight'\?"):
+        table(path, drop=["wieght"])
+    with pytest.raises(UserError, match=r"people.*: drop leaves out every column"):
+        table(path, columns=["age"], drop=["age"])
+    with pytest.raises(UserError, match=r"people.*: columns names 'age' more than once"):
+        table(path, columns=["age", "age"])
+
+
+def test_columns_without_names_go_by_their_places(tmp_path: Path) -> None:
+    x = numbers()
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x)
+    for path in (tmp_path / "x.npy", tmp_path / "x.npz", write(tmp_path, "\n".join(f"{a},{b},{c}" for a, b, c in x))):
+        data = table(path, columns=[2, 0])
+        assert data.columns == ("2", "0")
+        assert all_rows(data) == sorted(x[:, [2, 0]].astype(np.float32).tolist())
+
+
+def test_a_name_that_means_two_columns_cannot_be_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,a,b\n" + "\n".join(f"{i},{i * i},{-i}" for i in range(20)))
+    assert table(path).columns == ("a", "a", "b")
+    with pytest.raises(UserError, match=r"the file names 'a' more than once"):
+        table(path, drop=["a"])
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_rows_that_lack_a_value_are_left_out_on_demand(tmp_path: Path, suffix: str) -> None:
+    x = numbers()
+    x[3, 1] = x[17, 0] = math.nan
+    path = save(tmp_path, suffix, x)
+    with pytest.raises(UserError, match=r"people.*: row 3 has no value in column 'weight'; fill it in, or leave out"):
+        table(path)
+    with pytest.raises(UserError, match=r"people.*: row 17 has no value in column 'height'"):
+        table(path, drop=["weight"])
+    data = table(path, missing="drop", test=4)
+    assert all_rows(data) == sorted(np.delete(x, [3, 17], 0).astype(np.float32).tolist())
+    assert len(table(path, columns=["age"], validation=4, test=4).train) == 32, "only the columns taken count"
+
+
+@pytest.mark.parametrize("cell", ["", " ", "NA", "n/a", "NaN", "null", "None", "?"])
+def test_what_a_csv_writes_for_a_missing_value(tmp_path: Path, cell: str) -> None:
+    path = write(tmp_path, f"a,b\n{cell},2\n" + "\n".join(f"{i},{i * i}" for i in range(20)))
+    assert len(all_rows(table(path, missing="drop"))) == 20
+
+
+def test_nulls_of_a_parquet_file_are_missing_and_whole_numbers_stay_exact(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    counts = [None, *range(2**24, 2**24 - 40, -1)]
+    pyarrow.parquet.write_table(pyarrow.table({"count": counts, "when": pyarrow.array(["x"] * 41)}), path)
+    with pytest.raises(UserError, match=r"x\.parquet: row 0 has no value in column 'count'"):
+        table(path, columns=["count"])
+    data = table(path, columns=["count"], missing="drop")
+    assert all_rows(data) == [[float(count)] for count in sorted(counts[1:])]
+
+
+def test_text_is_refused_with_its_column_and_value_and_can_be_left_out(tmp_path: Path) -> None:
+    sizes, colours = np.arange(20.0), np.array(["red", "blue"] * 10)
+    np.savez(tmp_path / "x.npz", size=sizes, colour=colours)
+    pyarrow.parquet.write_table(pyarrow.table({"size": sizes, "colour": colours}), tmp_path / "x.parquet")
+    dictionary = pyarrow.array(colours).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"size": sizes, "colour": dictionary}), tmp_path / "c.parquet")
+    text = "size,colour\n" + "\n".join(f"{size},{colour}" for size, colour in zip(sizes, colours, strict=True))
+    for path in (tmp_path / "x.npz", tmp_path / "x.parquet", tmp_path / "c.parquet", write(tmp_path, text, "x.csv")):
+        with pytest.raises(UserError, match=r"x?\.\w+: (it|row 0) holds 'red' in column 'colour'; every cell must be"):
+            table(path)
+        assert table(path, drop=["colour"]).columns == ("size",)
+
+
+def test_arrays_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.zeros((4, 2)), b=np.zeros(4))
+    with pytest.raises(UserError, match=r"x\.npz: found a \(4, 2\), b \(4,\); a table is one 2-D array, or 1-D arrays"):
+        table(path)
+    np.savez(path)
+    with pytest.raises(UserError, match=r"x\.npz: found no array; a table is"):
+        table(path)
+    np.savez(path, a=np.array([{}]))
+    with pytest.raises(UserError, match=r"x\.npz: these are not arrays of plain numbers; write them with numpy\.savez"):
+        table(path)
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"x\.npz: these are not arrays of plain numbers"):
+        table(path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    whole = save(tmp_path, ".parquet", numbers()).read_bytes()
+    (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"half\.parquet: this is no readable \.parquet file \("):
+        table(tmp_path / "half.parquet")
+    whole = save(tmp_path, ".csv.gz", numbers()).read_bytes()
+    for content in (whole[:-20], b"a,b\n1,2\n"):
+        (tmp_path / "half.csv.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"half\.csv\.gz: this is not comma-separated text \("):
+            table(tmp_path / "half.csv.gz")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, ".parquet", numbers())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        UserError, match=r"people\.parquet: a \.parquet file needs pyarrow; install it with: pip install"
+    ):
+        table(path)
+
+
+def test_noise_spreads_values_that_many_rows_share(tmp_path: Path) -> None:
+    """Whole numbers become a density whose histogram they are; the other column, without ties, keeps its order."""
+    random = np.random.default_rng(0)
+    x = np.stack([random.integers(0, 3, 300), random.normal(size=300)], 1)
+    np.save(tmp_path / "x.npy", x)
+    plain, noisy, again = (table(tmp_path / "x.npy", noise=noise) for noise in (False, True, True))
+    assert noisy.digest == again.digest
+    assert len(plain.train[:, 0].unique()) == 3
+    assert len(noisy.train[:, 0].unique()) == 240
+    assert torch.equal(noisy.train[:, 0].round(), plain.train[:, 0])
+    assert torch.equal(noisy.train[:, 1].argsort(), plain.train[:, 1].argsort())
+
+
+def test_a_csv_goes_through_the_scripts(tmp_path: Path) -> None:
+    save(tmp_path, ".csv", numbers())
+    text = {
+        "data": {"kind": "table", "path": "people.csv", "drop": ["age"], "missing": "drop", "seed": 1},
+        "preprocessing": {"kind": "none", "standardize": True},
+        "model": {"kind": "real_nvp", "layers": 2, "hidden": [8]},
+        "train": {"steps": 2, "batch_size": 20},
+    }
+    run = train(parse_config(text, source="test"), tmp_path / "run", data_root=tmp_path, device="cpu")
+    assert open_run(run.path).load_data().columns == ("height", "weight")
+    assert (evaluate(run.path).rows, evaluate(run.path).dimensions) == (4, 2)
+
+
+def test_a_constant_column_that_cannot_be_standardized_is_named(tmp_path: Path) -> None:
+    x = numbers()
+    x[:, 1] = 7
+    save(tmp_path, ".csv", x)
+    text = {
+        "data": {"kind": "table", "path": "people.csv"},
+        "preprocessing": {"kind": "none", "standardize": True},
+        "model": {"kind": "nice"},
+    }
+    with pytest.raises(
+        UserError, match=r"^preprocessing\.standardize: column 'weight' of the training rows is constant"
+    ):
+        train(parse_config(text, source="test"), tmp_path / "run", data_root=tmp_path, device="cpu")
