@@ -52,9 +52,16 @@ class LikelihoodEstimate:
         zero = torch.zeros_like(log_prob)
         return cls(log_prob, zero, zero, zero, "exact", torch.zeros_like(log_prob, dtype=torch.long))
 
-    def shifted(self, log_det: Tensor, *, kind: Kind = "exact") -> "LikelihoodEstimate":
-        """The estimate for x where z = f(x): log p(x) = log p(z) + log|det dz/dx|; errors pass through unchanged."""
-        return replace(self, log_prob=self.log_prob + log_det, kind=weakest(self.kind, kind))
+    def shifted(
+        self, log_det: Tensor, *, kind: Kind = "exact", std_error: Tensor | None = None
+    ) -> "LikelihoodEstimate":
+        """The estimate for x where z = f(x): log p(x) = log p(z) + log|det dz/dx|; errors pass through unchanged.
+
+        The standard error of a random log-determinant, where it has one, is added in quadrature.
+        """
+        found = [error for error in (self.std_error, std_error) if error is not None]
+        total = torch.hypot(*found) if len(found) == 2 else next(iter(found), None)
+        return replace(self, log_prob=self.log_prob + log_det, std_error=total, kind=weakest(self.kind, kind))
 
     def reshape(self, batch_shape: Sequence[int]) -> "LikelihoodEstimate":
         """The same rows under another batch shape."""

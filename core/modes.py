@@ -1,4 +1,4 @@
-"""Modules put into evaluation mode for a while."""
+"""Modules put into evaluation mode, or without gradients, for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and parameters without gradient, for as long as the block lasts."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.requires_grad_(False)
+    try:
+        with evaluating(module):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from core.bases import StandardLogistic, StandardNormal
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
-from core.rng import Rng
+from core.latents import LatentModel, sample_base
+from core.rng import Rng, RowGenerators
 from core.shapes import fold_batch, fold_context
 from discrete.bijection import Bijection, Direction
 
 
-class Flow(DensityModel):
+class Flow(LatentModel):
     """log p(x) = log p_base(f(x)) + log|det df/dx|, with f data to noise.
 
     The base is any density model: a closed form, another flow, or a continuous model whose estimate carries errors;
-    they pass through. Preprocessing wraps either side in the same way.
+    they pass through. Preprocessing wraps either side in the same way. A log-determinant that is itself an estimate, as
+    of a residual flow, is drawn several times in evaluation mode: their mean counts, and gives its standard error.
 
     References:
         Rezende and Mohamed, "Variational inference with normalizing flows", 2015, eq. 7.
@@ -29,9 +30,10 @@ class Flow(DensityModel):
     Args:
         bijection: f.
         base: density of z, over the latent shape of f.
+        draws: in evaluation mode, of a log-determinant that is an estimate; in training there is one.
 
     Raises:
-        ValueError: the base's event shape is not the bijection's latent shape.
+        ValueError: the base's event shape is not the bijection's latent shape, or no draw.
 
     Example:
         X = 4 Z with Z uniform on [0, 2]: p_X(4) = p_Z(1) · 1/4 = 1/8, never p_Z(1) = 1/2.
@@ -55,13 +57,16 @@ class Flow(DensityModel):
         [0.1667, 0.1667, 0.0]
     """
 
-    def __init__(self, bijection: Bijection, base: DensityModel) -> None:
+    def __init__(self, bijection: Bijection, base: DensityModel, *, draws: int = 4) -> None:
         if base.event_shape != bijection.latent_shape:
             raise ValueError(
                 f"Flow's bijection gives events of shape {tuple(bijection.latent_shape)}, but its base is a density "
                 f"over {tuple(base.event_shape)}."
             )
+        if draws < 1:
+            raise ValueError(f"Flow needs 1 draw or more of a log-determinant, but draws is {draws}.")
         super().__init__(bijection.event_shape)
+        self.draws = draws
         self.bijection = bijection
         self.base = base
 
@@ -82,43 +87,32 @@ class Flow(DensityModel):
             ValueError: `x` does not end in the event shape, or `context` does not broadcast to its batch.
         """
         rows, batch_shape, context = self._fold(x, context)
-        z, log_det = self.bijection(rows, context, generator=generator)
-        return (self.base.log_prob(z, context, generator=generator) + log_det).reshape(batch_shape)
+        z, log_dets = self._map(rows, context, generator)
+        return (self.base.log_prob(z, context, generator=generator) + log_dets.mean(0)).reshape(batch_shape)
 
     def estimate_log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> LikelihoodEstimate:
-        """Log-density with the errors of the base; a closed-form base has none."""
-        rows, batch_shape, context = self._fold(x, context)
-        z, log_det = self.bijection(rows, context, generator=generator)
-        estimate = self.base.estimate_log_prob(z, context, generator=generator)
-        return estimate.shifted(log_det, kind=self.bijection.forward_direction.kind).reshape(batch_shape)
+        """Log-density with the errors of the base, of which a closed form has none, and of a random log-determinant.
 
-    def sample(
-        self,
-        shape: Sequence[int] = (),
-        *,
-        context: Context = None,
-        generator: Rng = None,
-        temperature: float = 1.0,
-    ) -> Values:
-        """Draws `(*shape, *event)` without gradient, from T times draws of the base where the temperature T is not 1.
-
-        Raises:
-            ValueError: a negative temperature, or one other than 1 with a base that is not centred at 0.
+        The latter is NaN of one draw, and beside a surjection in the same bijection, whose noise is not to be told from
+        it: put that one into a flow around this one.
         """
-        with torch.no_grad():
-            return self.decode(self._draw_latent(shape, context, generator, temperature), context, generator=generator)
+        rows, batch_shape, context = self._fold(x, context)
+        z, log_dets = self._map(rows, context, generator)
+        estimate = self.base.estimate_log_prob(z, context, generator=generator)
+        kind, spread = self.bijection.forward_direction.kind, _standard_error(self.bijection, log_dets)
+        return estimate.shifted(log_dets.mean(0), kind=kind, std_error=spread).reshape(batch_shape)
 
     @property
     def latent_shape(self) -> torch.Size:
-        """Shape of the innermost latent: of the base's own where the base is a flow, as behind preprocessing."""
-        return self.base.latent_shape if isinstance(self.base, Flow) else self.bijection.latent_shape
+        """Shape of the innermost latent: of the base's own where it has them, as behind preprocessing."""
+        return self.base.latent_shape if isinstance(self.base, LatentModel) else self.bijection.latent_shape
 
     def encode(self, x: Values, context: Context = None, *, generator: Rng = None) -> Values:
-        """z = f(x), `(*batch, *latent)`, through the base as well where it is a flow."""
+        """z = f(x), `(*batch, *latent)`, through the base as well where it has latents of its own."""
         rows, batch_shape, folded = self._fold(x, context)
         z, _ = self.bijection(rows, folded, generator=generator)
         z = z.reshape(*batch_shape, *self.bijection.latent_shape)
-        return self.base.encode(z, context, generator=generator) if isinstance(self.base, Flow) else z
+        return self.base.encode(z, context, generator=generator) if isinstance(self.base, LatentModel) else z
 
     def decode(self, z: Values, context: Context = None, *, generator: Rng = None) -> Values:
         """x = f⁻¹(z), `(*batch, *event)`, from a latent of shape `(*batch, *latent)`.
@@ -126,24 +120,17 @@ class Flow(DensityModel):
         Raises:
             ValueError: `z` does not end in the latent shape, or `context` does not broadcast to its batch.
         """
-        if isinstance(self.base, Flow):
+        if isinstance(self.base, LatentModel):
             z = self.base.decode(z, context, generator=generator)
         rows, batch_shape = fold_batch(z, self.bijection.latent_shape, owner="the flow's decode")
         x, _ = self.bijection.inverse(rows, fold_context(context, batch_shape), generator=generator)
         return x.reshape(*batch_shape, *self.event_shape)
 
-    def _draw_latent(self, shape: Sequence[int], context: Tensor | None, generator: Rng, temperature: float) -> Tensor:
-        if isinstance(self.base, Flow):
-            return self.base._draw_latent(shape, context, generator, temperature)
-        z = self.base.sample(shape, context=context, generator=generator)
-        if temperature == 1:
-            return z
-        if temperature < 0 or not isinstance(self.base, StandardNormal | StandardLogistic):
-            raise ValueError(
-                f"temperature must be 0 or more and needs a base centred at 0, StandardNormal or StandardLogistic, but "
-                f"is {temperature} with a {type(self.base).__name__}."
-            )
-        return temperature * z
+    def sample_latent(
+        self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None, temperature: float = 1.0
+    ) -> Values:
+        """Draws of the innermost base, `(*shape, *latent)`, times the temperature."""
+        return sample_base(self.base, shape, context=context, generator=generator, temperature=temperature)
 
     def rsample_and_log_prob(
         self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None
@@ -168,9 +155,30 @@ class Flow(DensityModel):
         """The flow as a `torch.distributions.Distribution` with batch shape `b`; torch itself stays unpatched."""
         return FlowDistribution(self, context)
 
+    def _map(self, rows: Tensor, context: Tensor | None, generator: Rng) -> tuple[Tensor, Tensor]:
+        """z, and independent draws of its log-determinant, `(draws, rows)`: one where there is nothing to average."""
+        draws = 1 if self.training or self.bijection.forward_direction.kind != "estimate" else self.draws
+        # Side by side, so that every layer draws for each of them.
+        copies = rows.repeat(draws, *(1 for _ in rows.shape[1:])) if draws > 1 else rows
+        contexts = context if context is None or draws == 1 else context.repeat(draws, 1)
+        if draws > 1 and isinstance(generator, RowGenerators):
+            generator = generator.rows([*range(len(rows))] * draws)
+        z, log_det = self.bijection(copies, contexts, generator=generator)
+        return z[: len(rows)], log_det.reshape(draws, len(rows))
+
     def _fold(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, torch.Size, Tensor | None]:
         rows, batch_shape = fold_batch(x, self.event_shape, owner="the flow")
         return rows, batch_shape, fold_context(context, batch_shape)
+
+
+def _standard_error(bijection: Bijection, log_dets: Tensor) -> Tensor | None:
+    """Of the mean over draws, `(rows,)`, NaN where they cannot tell; None of a log-determinant that is exact."""
+    parts = (part for part in bijection.modules() if isinstance(part, Bijection))
+    if not any(part.forward_direction.kind == "estimate" for part in parts):
+        return None
+    if len(log_dets) == 1:
+        return torch.full_like(log_dets[0], math.nan)
+    return log_dets.std(0) / math.sqrt(len(log_dets))
 
 
 class FlowDistribution(Distribution):

@@ -14,6 +14,7 @@ from core import DensityModel, ExactDivergence
 from core.bases import Base
 from core.density import Context
 from discrete import Compose
+from discrete.inference import VAE
 from discrete.mass import MassModel
 from experiment.transport import transport
 from experiment.unwrapped import SolvedByODE, innermost, steps, variant
@@ -71,10 +72,11 @@ def audit(
         seconds: time that it may take, as the first steps predict it.
 
     Returns:
-        The differences; None for what no other way leads to: a probability mass, a density without layers.
+        The differences; None for what no other way leads to: a probability mass, a variational bound, a density without
+        layers.
     """
     inner, bijections = innermost(model), list(steps(model))
-    if isinstance(inner, MassModel) or not (bijections or isinstance(inner, SolvedByODE)):
+    if isinstance(inner, MassModel | VAE) or not (bijections or isinstance(inner, SolvedByODE)):
         return None
     noise = torch.Generator(x.device).manual_seed(seed)
     z, log_det = x, torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -22,19 +22,43 @@ from discrete import (
     Compose,
     Dequantization,
     Flow,
+    GaussianizationFlow,
     Glow,
     LinearFlow,
     Logit,
+    MintNet,
     PixelCNN,
+    PlanarFlow,
+    RadialFlow,
     RealNVP,
+    ResidualFlow,
+    SylvesterFlow,
     TransformerFlow,
     VariationalDequantization,
     WaveNet,
+    initialize_gaussianization,
 )
 from discrete.bijections.preprocessing import Scaling
+from experiment.autoencoder import build_autoencoder, takes_raw_integers
 from experiment.config import Config, Model
 from experiment.continuous import CONTINUOUS, build_continuous
-from experiment.data import Dataset, bsds300_patches, cifar10_lossless_4k, digits, mnist, table, toy
+from experiment.data import (
+    Dataset,
+    binarized,
+    bsds300_patches,
+    cifar10,
+    cifar10_lossless_4k,
+    digits,
+    fashion_mnist,
+    image_folder,
+    mnist,
+    photographs,
+    table,
+    toy,
+    uci,
+    uci_small,
+)
+from experiment.data.dataset import column_name
 from experiment.decoded import Decoded
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
@@ -42,18 +66,27 @@ from experiment.sections.base import Section
 from experiment.sections.continuous import ScoreSDEModel
 from experiment.sections.data import (
     BSDSData,
+    Cifar10Data,
     CifarData,
     DigitsData,
+    FashionMNISTData,
+    ImageFolderData,
     LogitPreprocessing,
     MNISTData,
     NoPreprocessing,
+    PhotographsData,
     Preprocessing,
     ScalePreprocessing,
     TableData,
     ToyData,
+    UCIData,
+    UCISmallData,
 )
 from experiment.sections.flows import MAFModel, NICEModel
+from experiment.sections.gaussianization import GaussianizationModel
+from experiment.sections.vae import VAEModel
 
+INITIAL_ROWS = 20_000
 FLOWS: dict[str, Callable[..., DensityModel]] = {
     "real_nvp": RealNVP,
     "glow": Glow,
@@ -63,6 +96,12 @@ FLOWS: dict[str, Callable[..., DensityModel]] = {
     "maf": MAF,
     "iaf": IAF,
     "transformer_flow": TransformerFlow,
+    "planar": PlanarFlow,
+    "radial": RadialFlow,
+    "sylvester": SylvesterFlow,
+    "mintnet": MintNet,
+    "residual": ResidualFlow,
+    "gaussianization": GaussianizationFlow,
 }
 MASSES: dict[str, Callable[..., DensityModel]] = {
     "autoregressive_mlp": AutoregressiveMLP,
@@ -97,7 +136,7 @@ def load_data(data: Section, root: Path) -> Dataset:
     """
     match data:
         case DigitsData():
-            return digits(layout=data.layout, labels=data.labels)
+            return _binarized(digits(layout=data.layout, labels=data.labels), data)
         case ToyData():
             return toy(
                 data.name,
@@ -107,16 +146,33 @@ def load_data(data: Section, root: Path) -> Dataset:
                 seed=data.seed,
             )
         case MNISTData():
-            return mnist(root, layout=data.layout, validation_rows=data.validation_rows, labels=data.labels)
+            rows = data.validation_rows
+            return _binarized(mnist(root, layout=data.layout, validation_rows=rows, labels=data.labels), data)
         case CifarData():
             return cifar10_lossless_4k(
                 root, layout=data.layout, validation_rows=data.validation_rows, test_rows=data.test_rows
             )
         case BSDSData():
             return bsds300_patches(root, **data.model_dump(exclude={"kind"}))
+        case FashionMNISTData():
+            return fashion_mnist(root, **data.model_dump(exclude={"kind"}))
+        case Cifar10Data():
+            return cifar10(root, **data.model_dump(exclude={"kind"}))
+        case PhotographsData():
+            return photographs(**data.model_dump(exclude={"kind"}))
+        case UCIData():
+            return uci(data.kind, root)
+        case UCISmallData():
+            return uci_small(root=root, **data.model_dump(exclude={"kind"}))
         case TableData():
-            return table(root / data.path, validation=data.validation, test=data.test, seed=data.seed)
+            return table(root / data.path, **data.model_dump(exclude={"kind", "path"}))
+        case ImageFolderData():
+            return image_folder(root / data.path, **data.model_dump(exclude={"kind", "path"}))
     raise UserError(f"data.kind {type(data).__name__} has no loader.")
+
+
+def _binarized(dataset: Dataset, data: DigitsData | MNISTData) -> Dataset:
+    return dataset if data.binarize is None else binarized(dataset, data.binarize)
 
 
 def build(
@@ -126,6 +182,7 @@ def build(
     bins: int | None = None,
     classes: int = 0,
     rows: Tensor | None = None,
+    columns: tuple[str, ...] | None = None,
 ) -> Built:
     """The model over raw data and its objective.
 
@@ -134,7 +191,9 @@ def build(
         event_shape: shape of one row.
         bins: levels of integer data, None for continuous data.
         classes: classes of labelled data, 0 for none: with them the model is one of x given the class as one-hot.
-        rows: training rows to which a standardization is fitted; without them it waits for a state dict.
+        rows: training rows to which a standardization is fitted, and from which a Gaussianization flow starts; without
+            them both wait for a state dict.
+        columns: names of the columns of the rows, for messages.
 
     Raises:
         UserError: preprocessing or model and data do not fit.
@@ -146,15 +205,20 @@ def build(
         torch.Size([64])
     """
     kind = config.model.kind
-    if kind in MASSES:
+    if kind in MASSES or takes_raw_integers(config.model):
         _check_raw(config, bins)
         preprocessing = None
     else:
-        preprocessing = build_preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows)
+        preprocessing = build_preprocessing(config.preprocessing, event_shape, bins=bins, rows=rows, columns=columns)
     try:
         if kind in CONTINUOUS:
             return _continuous(config, event_shape, preprocessing, rows, classes)
+        if isinstance(config.model, VAEModel):
+            _check_fixed(config)
+            return Built(*build_autoencoder(config.model, event_shape, preprocessing, bins=bins, classes=classes))
         inner = _model(config.model, event_shape, bins=bins, classes=classes)
+        if isinstance(config.model, GaussianizationModel) and isinstance(inner, Flow) and rows is not None:
+            initialize_gaussianization(inner, _preprocess(preprocessing, _some(rows)))
     except ValueError as error:
         raise UserError(f"model.kind={kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
@@ -165,10 +229,7 @@ def _continuous(
     config: Config, event_shape: tuple[int, ...], preprocessing: Bijection | None, rows: Tensor | None, classes: int
 ) -> Built:
     """A continuous model behind its preprocessing, and its objective on preprocessed rows."""
-    if config.preprocessing.variational is not None:
-        raise UserError(
-            f"preprocessing.variational trains with a discrete flow, but model.kind={config.model.kind} is none."
-        )
+    _check_fixed(config)
     fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
     dropout = config.model.label_dropout if isinstance(config.model, ScoreSDEModel) else 0.0
     if dropout and not classes:
@@ -179,6 +240,14 @@ def _continuous(
         model = Flow(preprocessing, inner) if isinstance(inner, DensityModel) else Decoded(preprocessing, inner)
     metric = CONTINUOUS[config.model.kind]
     return Built(model, Preprocessed(preprocessing, objective, metric=metric, context_dropout=dropout))
+
+
+def _check_fixed(config: Config) -> None:
+    """A model that is trained on preprocessed rows needs a preprocessing without parameters."""
+    if config.preprocessing.variational is not None:
+        raise UserError(
+            f"preprocessing.variational trains with a discrete flow, but model.kind={config.model.kind} is none."
+        )
 
 
 def _check_raw(config: Config, bins: int | None) -> None:
@@ -197,6 +266,7 @@ def build_preprocessing(
     *,
     bins: int | None,
     rows: Tensor | None,
+    columns: tuple[str, ...] | None = None,
 ) -> Bijection | None:
     """What stands between raw data and the model; None for continuous data as they are.
 
@@ -205,6 +275,7 @@ def build_preprocessing(
         event_shape: shape of one row.
         bins: levels of integer data, None for continuous data.
         rows: training rows to which a standardization is fitted; without them it waits for a state dict.
+        columns: names of the columns of the rows, for messages.
 
     Raises:
         UserError: preprocessing and data do not fit.
@@ -220,7 +291,7 @@ def build_preprocessing(
     if isinstance(section, ScalePreprocessing):
         layers.append(Scaling(event_shape, loc=0.5, scale=0.5))
     if section.standardize:
-        layers.append(_standardization(layers, event_shape, rows))
+        layers.append(_standardization(layers, event_shape, rows, columns))
     return Compose(*layers) if layers else None
 
 
@@ -231,7 +302,9 @@ def _dequantization(section: Preprocessing, event_shape: tuple[int, ...], bins: 
     return VariationalDequantization(event_shape, bins=bins, layers=noise.layers, hidden=noise.hidden)
 
 
-def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows: Tensor | None) -> Scaling:
+def _standardization(
+    layers: list[Bijection], event_shape: tuple[int, ...], rows: Tensor | None, columns: tuple[str, ...] | None
+) -> Scaling:
     """Mean and standard deviation of the training rows behind `layers`."""
     if rows is None:
         return Scaling(event_shape, loc=torch.zeros(event_shape), scale=torch.ones(event_shape))
@@ -242,10 +315,16 @@ def _standardization(layers: list[Bijection], event_shape: tuple[int, ...], rows
     constant = (std <= 1e-12 * mean.abs()).flatten().nonzero()
     if len(constant):
         raise UserError(
-            f"preprocessing.standardize: column {constant[0].item()} of the training rows is constant, so it has no "
-            "scale; remove the column."
+            f"preprocessing.standardize: column {column_name(int(constant[0]), columns)} of the training rows is "
+            "constant, so it has no scale; remove the column."
         )
     return Scaling(event_shape, loc=mean, scale=std)
+
+
+def _some(rows: Tensor) -> Tensor:
+    """As many rows as an initialization takes, in an order of its own seed."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows[order[:INITIAL_ROWS].to(rows.device)]
 
 
 def _preprocess(preprocessing: Bijection | None, rows: Tensor) -> Tensor:

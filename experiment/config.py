@@ -25,12 +25,17 @@ from experiment.sections.flows import (
     RealNVPModel,
     TransformerFlowModel,
 )
+from experiment.sections.gaussianization import GaussianizationModel
 from experiment.sections.masses import (
     AutoregressiveMLPModel,
     AutoregressiveTransformerModel,
     PixelCNNModel,
     WaveNetModel,
 )
+from experiment.sections.mintnet import MintNetModel
+from experiment.sections.planar import PlanarModel, RadialModel, SylvesterModel
+from experiment.sections.residual import ResidualModel
+from experiment.sections.vae import VAEModel
 
 FlowModel = (
     NICEModel
@@ -42,9 +47,17 @@ FlowModel = (
     | MAFModel
     | IAFModel
     | TransformerFlowModel
+    | PlanarModel
+    | RadialModel
+    | SylvesterModel
+    | MintNetModel
+    | ResidualModel
+    | GaussianizationModel
 )
 MassModel = AutoregressiveMLPModel | PixelCNNModel | WaveNetModel | AutoregressiveTransformerModel
-Model = FlowModel | MassModel | ScoreSDEModel | NCSNModel | EnergyModelSection | FFJORDModel | FlowMatchingModel
+Model = (
+    FlowModel | MassModel | VAEModel | ScoreSDEModel | NCSNModel | EnergyModelSection | FFJORDModel | FlowMatchingModel
+)
 
 
 class Train(Section):

@@ -10,8 +10,9 @@ from torch import Tensor
 from cflows.interpolation import interpolate as interpolate_scores
 from cflows.samplers.probability_flow_ode import ProbabilityFlow
 from core.bases import Base
+from core.latents import LatentModel, interpolate
 from core.rng import Rng
-from discrete import Flow, interpolate
+from discrete import Flow
 from experiment.data import Dataset
 from experiment.drawing import (
     Opened,
@@ -212,11 +213,11 @@ def _probability_flow(opened: Opened, process: ReverseProcess, *, asked: bool) -
     return ProbabilityFlow()
 
 
-def _flow(opened: Opened, option: str) -> Flow:
-    """The model, where it is a flow down to its base."""
+def _flow(opened: Opened, option: str) -> LatentModel:
+    """The model, where it has latents down to a base in closed form."""
     inner = opened.model
     while isinstance(inner, Flow):
         inner = inner.base
-    if not isinstance(opened.model, Flow) or not isinstance(inner, Base):
+    if not isinstance(opened.model, LatentModel) or not isinstance(inner, Base | LatentModel):
         raise UserError(f"{option} needs a flow, but {opened.run.name} is a {opened.kind}.")
     return opened.model

@@ -54,7 +54,12 @@ class Trainer:
         self.config, self.dataset, self.device = config, dataset, device
         torch.manual_seed(config.seed)
         self.built: Built = build(
-            config, tuple(dataset.event_shape), bins=dataset.bins, classes=dataset.classes, rows=dataset.train
+            config,
+            tuple(dataset.event_shape),
+            bins=dataset.bins,
+            classes=dataset.classes,
+            rows=dataset.train,
+            columns=dataset.columns,
         )
         self.built.objective.to(device)
         self.ema = EMA(self.built, decay=config.train.ema_decay)

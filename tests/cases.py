@@ -80,31 +80,46 @@ from discrete import (
     Compose,
     Dequantization,
     Diagonal,
+    EmpiricalGaussianization,
     Flow,
+    GaussianizationFlow,
     Glow,
     Inverse,
     Invertible1x1Conv,
+    InvertibleResidual,
     LinearFlow,
     Logit,
     LULinear,
     MaskedAutoregressive,
+    MaskedConvolution,
+    MintNet,
+    MixtureGaussianization,
     MultiScale,
     PatchAutoregressive,
     Permutation,
     PixelCNN,
+    Planar,
+    PlanarFlow,
     QRLinear,
+    Radial,
+    RadialFlow,
     RealNVP,
+    ResidualFlow,
     Reversible,
     Rotation,
     SplineCoupling,
     Split,
     Squeeze,
+    Sylvester,
+    SylvesterFlow,
     TransformerFlow,
     Triangular,
     VariationalDequantization,
     WaveNet,
 )
 from discrete.bijections.preprocessing import Scaling
+from discrete.inference import VAE
+from discrete.inference.posteriors import ConditionalDiagonal
 from discrete.mass import MassModel
 
 
@@ -159,6 +174,13 @@ def batch_norm(event_shape: int | tuple[int, ...], **keywords: float) -> BatchNo
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.1, 3.0)
     return norm
+
+
+def fitted(layer: MixtureGaussianization | EmpiricalGaussianization) -> Bijection:
+    """To rows that are skewed, and no two features alike."""
+    x = torch.randn(200, *layer.event_shape)
+    layer.fit(x.exp() - 1 + x * torch.arange(layer.event_shape.numel()).reshape(layer.event_shape))
+    return layer
 
 
 SMOOTH = {"hidden": (16,), "activation": "silu"}  # no unit is ever dead
@@ -274,6 +296,22 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "inverse-autoregressive-3-context": BijectionCase(
         lambda: Inverse(MaskedAutoregressive(3, context_features=2, order="reversed", **SMOOTH)), 2, order=(2, 1, 0)
     ),
+    "masked-convolution-1": BijectionCase(partial(MaskedConvolution, 1, filters=4), order=(0,)),
+    "masked-convolution-4-tanh-context": BijectionCase(
+        partial(MaskedConvolution, 4, filters=3, order="reversed", activation="tanh", context_features=2),
+        2,
+        order=(3, 2, 1, 0),
+    ),
+    "masked-convolution-image": BijectionCase(
+        partial(MaskedConvolution, (2, 2, 2), filters=3), order=(0, 4, 1, 5, 2, 6, 3, 7)
+    ),
+    "masked-convolution-image-channels-context": BijectionCase(
+        partial(
+            MaskedConvolution, (2, 2, 2), filters=3, scan="channels", order="reversed", iterations=2, context_features=2
+        ),
+        2,
+        order=(7, 6, 5, 4, 3, 2, 1, 0),
+    ),
     "patch-3-context": BijectionCase(
         partial(PatchAutoregressive, 3, patch=1, context_features=2, **TOKENS), 2, order=(0, 1, 2)
     ),
@@ -291,6 +329,22 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "inverse-patch-3": BijectionCase(
         lambda: Inverse(PatchAutoregressive(3, patch=1, order="reversed", **TOKENS)), order=(2, 1, 0)
     ),
+    "planar-1": BijectionCase(partial(Planar, 1)),
+    "planar-3": BijectionCase(partial(Planar, 3)),
+    "planar-3-leaky-relu": BijectionCase(partial(Planar, 3, activation="leaky_relu")),
+    "planar-image-context": BijectionCase(partial(Planar, (2, 1, 2), context_features=2), 2),
+    "radial-1": BijectionCase(partial(Radial, 1)),
+    "radial-3": BijectionCase(partial(Radial, 3)),
+    "radial-image-context": BijectionCase(partial(Radial, (2, 1, 2), context_features=2), 2),
+    "sylvester-1": BijectionCase(partial(Sylvester, 1)),
+    "sylvester-3": BijectionCase(partial(Sylvester, 3)),
+    "sylvester-5-two": BijectionCase(partial(Sylvester, 5, rank=2)),
+    "sylvester-5-householder-three": BijectionCase(partial(Sylvester, 5, parametrization="householder", rank=3)),
+    "sylvester-3-context": BijectionCase(partial(Sylvester, 3, rank=2, context_features=2), 2),
+    "sylvester-image-householder-context": BijectionCase(
+        partial(Sylvester, (2, 1, 2), parametrization="householder", context_features=2), 2
+    ),
+    "inverse-planar-3": BijectionCase(lambda: Inverse(Planar(3))),
     "squeeze-1": BijectionCase(partial(Squeeze, (1, 2, 4))),
     "squeeze-3": BijectionCase(partial(Squeeze, (3, 2, 2))),
     "split-2": BijectionCase(partial(Split, (2, 2, 2)), passes=(0, 1, 2, 3)),
@@ -304,6 +358,8 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "diagonal-1": BijectionCase(partial(Diagonal, 1, scale=2.0)),
     "diagonal-7": BijectionCase(partial(Diagonal, 7)),
     "diagonal-image": BijectionCase(partial(Diagonal, (2, 1, 3), scale=torch.tensor([0.5, 1.0, 4.0]))),
+    "conditional-diagonal-3": BijectionCase(partial(ConditionalDiagonal, 3, context_features=2), 2),
+    "conditional-diagonal-image": BijectionCase(partial(ConditionalDiagonal, (1, 2, 2), context_features=1), 1),
     "actnorm-1": BijectionCase(partial(ActNorm, 1)),
     "actnorm-7": BijectionCase(partial(ActNorm, 7)),
     "actnorm-image": BijectionCase(partial(ActNorm, (3, 2, 2))),
@@ -337,6 +393,14 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "rotation-2": BijectionCase(partial(Rotation, 2)),
     "rotation-7": BijectionCase(lambda: Rotation(7, generator=rng())),
     "rotation-7-four": BijectionCase(partial(Rotation, 7, reflections=4)),
+    "gaussianization-1": BijectionCase(partial(MixtureGaussianization, 1, components=1)),
+    "gaussianization-3": BijectionCase(partial(MixtureGaussianization, 3, components=2)),
+    "gaussianization-image": BijectionCase(partial(MixtureGaussianization, (2, 1, 2), components=5)),
+    "gaussianization-fitted": BijectionCase(lambda: fitted(MixtureGaussianization(3, components=4))),
+    "inverse-gaussianization": BijectionCase(lambda: Inverse(MixtureGaussianization(2))),
+    "empirical-1": BijectionCase(partial(EmpiricalGaussianization, 1, knots=2)),
+    "empirical-3": BijectionCase(lambda: fitted(EmpiricalGaussianization(3, knots=9))),
+    "empirical-image": BijectionCase(lambda: fitted(EmpiricalGaussianization((2, 1, 2), knots=4))),
     "conv1x1-lu-1": BijectionCase(partial(Invertible1x1Conv, (1, 2, 2))),
     "conv1x1-lu-4": BijectionCase(partial(Invertible1x1Conv, (4, 1, 2))),
     "conv1x1-lu-7": BijectionCase(lambda: Invertible1x1Conv((7, 1, 1), generator=rng())),
@@ -355,6 +419,19 @@ BIJECTIONS: dict[str, BijectionCase] = {
     "reversible-image": BijectionCase(_reversible),
     "reversible-mixed-context": BijectionCase(lambda: Reversible(*_mixed().bijections), 2),
     "inverse-reversible-context": BijectionCase(lambda: Inverse(Reversible(*_mixed().bijections)), 2),
+    "residual-1": BijectionCase(partial(InvertibleResidual, 1, **SMALL)),
+    "residual-3-linear": BijectionCase(partial(InvertibleResidual, 3, hidden=(), lipschitz=0.99)),
+    "residual-3-context": BijectionCase(
+        partial(InvertibleResidual, 3, hidden=(16, 8), activation="clipswish", context_features=2), 2
+    ),
+    "residual-9-exact": BijectionCase(partial(InvertibleResidual, 9, log_det="exact", activation="tanh", **SMALL)),
+    "residual-image-context": BijectionCase(
+        partial(InvertibleResidual, (2, 2, 1), hidden=(5, 4), activation="elu", context_features=2), 2
+    ),
+    "residual-image-concatenated": BijectionCase(
+        partial(InvertibleResidual, (1, 2, 3), hidden=(6, 3), activation="clipswish")
+    ),
+    "inverse-residual-3-context": BijectionCase(lambda: Inverse(InvertibleResidual(3, context_features=2, **SMALL)), 2),
 }
 
 SURJECTIONS: dict[str, Callable[[], Bijection]] = {
@@ -453,6 +530,12 @@ DENSITIES: dict[str, DensityCase] = {
     "real-nvp-image-odd-context": DensityCase(
         partial(RealNVP, (2, 3, 3), layers=1, levels=2, context_features=2, hidden=(4,)), 2
     ),
+    "gaussianization-flow-1": DensityCase(partial(GaussianizationFlow, 1, layers=2, components=3)),
+    "gaussianization-flow-2": DensityCase(partial(GaussianizationFlow, 2, layers=3, components=3), tolerance=1e-3),
+    "gaussianization-flow-2-logistic": DensityCase(
+        partial(GaussianizationFlow, 2, layers=1, components=2, base=StandardLogistic(2)), tolerance=1e-3
+    ),
+    "gaussianization-flow-7": DensityCase(partial(GaussianizationFlow, 7, layers=3, components=2, reflections=2)),
     "linear-flow-1": DensityCase(partial(LinearFlow, 1)),
     "linear-flow-2-lu": DensityCase(partial(LinearFlow, 2)),
     "linear-flow-2-qr": DensityCase(partial(LinearFlow, 2, parametrization="qr")),
@@ -477,6 +560,10 @@ DENSITIES: dict[str, DensityCase] = {
     "iaf-3-gated-context": DensityCase(partial(IAF, 3, layers=2, scale="gated", context_features=2, **SMALL), 2),
     "nsf-2-autoregressive": DensityCase(
         partial(NSF, 2, structure="autoregressive", layers=2, bins=4, **SMALL), tolerance=1e-3, noise=0.1
+    ),
+    "mintnet-2": DensityCase(partial(MintNet, 2, layers=2, filters=4), tolerance=1e-3, noise=0.1),
+    "mintnet-image-context": DensityCase(
+        partial(MintNet, (1, 2, 4), layers=1, levels=2, filters=4, context_features=2), 2, noise=0.1
     ),
     "transformer-flow-2": DensityCase(
         partial(TransformerFlow, 2, layers=2, depth=1, **TOKENS), tolerance=1e-3, noise=0.1
@@ -510,6 +597,35 @@ DENSITIES: dict[str, DensityCase] = {
     "made-image": DensityCase(partial(MADE, (2, 1, 3), conditional="mixture", components=2, **SMALL)),
     "maf-made-2": DensityCase(
         lambda: MAF(2, layers=1, base=MADE(2, conditional="mixture", components=2, **SMALL), **SMALL), tolerance=1e-3
+    ),
+    "residual-flow-1-context": DensityCase(partial(ResidualFlow, 1, layers=2, context_features=2, **SMALL), 2),
+    "residual-flow-2": DensityCase(partial(ResidualFlow, 2, layers=3, **SMALL), tolerance=1e-3),
+    "residual-flow-image": DensityCase(
+        partial(ResidualFlow, (1, 2, 4), layers=1, levels=2, log_det="exact", hidden=(4, 4))
+    ),
+    "planar-flow-1": DensityCase(partial(PlanarFlow, 1, layers=3)),
+    "planar-flow-2": DensityCase(partial(PlanarFlow, 2, layers=3), tolerance=1e-3),
+    "planar-flow-2-leaky-relu-logistic": DensityCase(
+        partial(PlanarFlow, 2, layers=3, activation="leaky_relu", fast="log_prob", base=StandardLogistic(2)),
+        tolerance=2e-3,  # the density jumps at each kink
+    ),
+    "planar-flow-3-context": DensityCase(partial(PlanarFlow, 3, layers=2, context_features=2), 2),
+    "radial-flow-2": DensityCase(partial(RadialFlow, 2, layers=3), tolerance=1e-3),
+    "radial-flow-2-log-prob-context": DensityCase(
+        partial(RadialFlow, 2, layers=2, fast="log_prob", context_features=2), 2, tolerance=1e-3
+    ),
+    "sylvester-flow-2": DensityCase(partial(SylvesterFlow, 2, layers=2), tolerance=1e-3),
+    "sylvester-flow-image-householder-context": DensityCase(
+        partial(
+            SylvesterFlow,
+            (1, 2, 2),
+            layers=2,
+            parametrization="householder",
+            rank=2,
+            fast="log_prob",
+            context_features=2,
+        ),
+        2,
     ),
     "flow-diagonal-1": DensityCase(lambda: Flow(Diagonal(1, scale=3.0), StandardLogistic(1))),
     "flow-logit-1": DensityCase(lambda: Flow(Logit(1), StandardLogistic(1)), data=unit, box=LOGIT_RANGE),
@@ -627,6 +743,56 @@ MASSES: dict[str, MassCase] = {
         partial(AutoregressiveTransformer, (3, 1, 2), bins=3, layers=1, context_features=2, **TOKENS),
         context_features=2,
     ),
+}
+
+
+@dataclass(frozen=True)
+class VAECase:
+    """A variational autoencoder over an event small enough to sum over, or of real values where `bins` is None."""
+
+    build: Callable[[], VAE]
+    bins: int | None = 2
+    context_features: int = 0
+
+    def make(self, seed: int = 1) -> VAE:
+        return perturb(seeded(self.build), rng(seed), std=0.15)
+
+    def data(self, rows: int, event_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if self.bins is None:
+            return normal(rows, event_shape, generator)
+        return torch.randint(self.bins, (rows, *event_shape), generator=generator).double()
+
+    def context(self, rows: int, generator: torch.Generator) -> Tensor | None:
+        return normal(rows, (self.context_features,), generator) if self.context_features else None
+
+
+TINY = {"hidden": (8,), "features": 4, "activation": "silu"}
+STEPPED = {"layers": 2, "posterior_hidden": (8,), **TINY}
+
+VAES: dict[str, VAECase] = {
+    "vae-diagonal": VAECase(partial(VAE, 4, latent=2, **TINY)),
+    "vae-iaf": VAECase(partial(VAE, 4, latent=2, posterior="iaf", **STEPPED)),
+    "vae-iaf-context": VAECase(
+        partial(VAE, 3, latent=3, posterior="iaf", context_features=2, **STEPPED), context_features=2
+    ),
+    "vae-planar": VAECase(partial(VAE, 3, latent=2, posterior="planar", **STEPPED)),
+    "vae-sylvester": VAECase(partial(VAE, 3, latent=2, posterior="sylvester", **STEPPED)),
+    "vae-image": VAECase(partial(VAE, (1, 2, 2), latent=1, hidden=(3, 4), features=4)),
+    "vae-image-iaf-bounds": VAECase(
+        lambda: VAE(
+            (1, 1, 3),
+            latent=2,
+            posterior="iaf",
+            prior=Flow(Diagonal(2), StandardNormal(2)),
+            importance_samples=3,
+            draws=2,
+            **STEPPED,
+        )
+    ),
+    "vae-image-context": VAECase(
+        partial(VAE, (1, 3, 3), latent=2, hidden=(3,), features=4, context_features=2), context_features=2
+    ),
+    "vae-gaussian": VAECase(partial(VAE, 3, latent=2, likelihood="gaussian", posterior="iaf", **STEPPED), bins=None),
 }
 
 

@@ -1,5 +1,4 @@
 import abc
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -12,13 +11,14 @@ from cflows.ode.field import Function, Plain
 from cflows.ode.log_prob import VelocityAndDivergence, default_divergence, ode_log_prob
 from cflows.ode.solver import PER_SAMPLE, ODESolver
 from core.bases import Base, StandardNormal
-from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
+from core.density import Context, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
+from core.latents import LatentModel, sample_base
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 
 
-class ContinuousFlow(DensityModel, abc.ABC):
+class ContinuousFlow(LatentModel, abc.ABC):
     """dx/dt = v(x, t) carries data at t = 0 to a base at t = 1: log p(x) = log p_base(x(1)) + ∫₀¹ ∇·v(x(t), t) dt.
 
     What the models share whose velocity is a network, however it is trained. Density and both directions are those of
@@ -81,11 +81,16 @@ class ContinuousFlow(DensityModel, abc.ABC):
         estimate = self._estimate(x, context, generator, error_factor=self.error_factor)
         return replace(estimate, truncation=torch.zeros_like(estimate.log_prob))
 
-    @torch.no_grad()
-    def sample(self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None) -> Values:
-        """Draws `(*shape, *event)`: the ODE from draws of the base at t = 1 down to t = 0."""
-        z = self.base.sample((math.prod(shape),), generator=generator)
-        return self.decode(z.reshape(*shape, *self.event_shape), context)
+    @property
+    def latent_shape(self) -> torch.Size:
+        """That of the events."""
+        return self.event_shape
+
+    def sample_latent(
+        self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None, temperature: float = 1.0
+    ) -> Values:
+        """Draws of the base at t = 1, `(*shape, *event)`, times the temperature."""
+        return sample_base(self.base, shape, context=None, generator=generator, temperature=temperature)
 
     def rsample_and_log_prob(
         self, shape: Sequence[int] = (), *, context: Context = None, generator: Rng = None
@@ -100,11 +105,11 @@ class ContinuousFlow(DensityModel, abc.ABC):
         log_prob = log_prob - solution.integrals.mean(1)
         return solution.x.reshape(*shape, *self.event_shape), log_prob.reshape(shape)
 
-    def encode(self, x: Values, context: Context = None) -> Values:
+    def encode(self, x: Values, context: Context = None, *, generator: Rng = None) -> Values:
         """The latent x(1) of x = x(0), like `x`."""
         return self._move(x, context, start=0.0, end=1.0)
 
-    def decode(self, z: Values, context: Context = None) -> Values:
+    def decode(self, z: Values, context: Context = None, *, generator: Rng = None) -> Values:
         """The x(0) of a latent z = x(1), like `z`."""
         return self._move(z, context, start=1.0, end=0.0)
 

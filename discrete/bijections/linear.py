@@ -9,9 +9,15 @@ from torch import Tensor, nn
 from core.rng import Rng
 from core.shapes import as_float, vector_size
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
-from discrete.bijections.matrices import LUMatrix, Matrix, Side, TriangularMatrix
+from discrete.bijections.matrices import LUMatrix, Matrix, Side, Square, TriangularMatrix
 from discrete.bijections.permutation import Order, as_indices
-from discrete.bijections.reflections import HouseholderMatrix, QRMatrix, random_reflections, rotation_reflections
+from discrete.bijections.reflections import (
+    HouseholderMatrix,
+    QRMatrix,
+    random_reflections,
+    reflections_of,
+    rotation_reflections,
+)
 
 
 class Diagonal(Bijection):
@@ -200,6 +206,9 @@ class Rotation(Bijection):
         >>> z, _ = Rotation(2)(torch.tensor([[3.0, 4.0]]))
         >>> round(z.norm().item(), 4)
         5.0
+        >>> quarter = Rotation.from_matrix(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
+        >>> quarter(torch.tensor([[3.0, 4.0]]))[0].round(decimals=4).tolist()
+        [[-4.0, 3.0]]
     """
 
     forward_direction = inverse_direction = Direction(0)
@@ -217,6 +226,27 @@ class Rotation(Bijection):
         if K % 2:
             raise ValueError(f"Rotation needs an even number of reflections, but has {K}: an odd number mirrors.")
         self.rotation = HouseholderMatrix(random_reflections(K, n, generator=generator))
+
+    @classmethod
+    def from_matrix(cls, matrix: Square) -> "Rotation":
+        """The layer whose Q is this matrix at the start, such as the principal axes of some data.
+
+        Raises:
+            ValueError: a matrix that is not orthogonal, or of determinant -1.
+        """
+        layer = cls(len(matrix)).to(matrix)
+        layer.turn_to(matrix)
+        return layer
+
+    @torch.no_grad()
+    def turn_to(self, matrix: Square) -> None:
+        """Makes Q this matrix.
+
+        Raises:
+            ValueError: a matrix that is not orthogonal, of determinant -1, or one that needs more reflections.
+        """
+        vectors = self.rotation.vectors
+        vectors.copy_(reflections_of(matrix, len(vectors)))
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and zero."""

@@ -1,7 +1,6 @@
 """Probability density distillation: a student that samples in one pass learns the density of a teacher."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.density import Context, DensityModel, Nats
-from core.modes import evaluating
+from core.modes import evaluating, frozen
 from core.rng import Rng, for_all_rows
 from discrete.flow import Flow
 
@@ -89,11 +88,11 @@ class DensityDistillation(nn.Module):
         if self.gradient == "path":
             with evaluating(self.student):
                 x, _ = self.student.rsample_and_log_prob(shape, context=context, generator=generator)
-            with _frozen(self.student):
+            with frozen(self.student):
                 log_q = self.student.log_prob(x, context, generator=generator)
         else:
             x, log_q = self.student.rsample_and_log_prob(shape, context=context, generator=generator)
-        with _frozen(self.teacher):
+        with frozen(self.teacher):
             return log_q - self.teacher.log_prob(x, context, generator=generator)
 
 
@@ -255,16 +254,3 @@ def _check_finite(losses: list[Tensor], *, since: int) -> None:
             f"the loss of distillation step {step} is {losses[step].item():g}: the student diverged, or drew where the "
             "teacher has no density; lower learning_rate, set gradient_clip, or start from a narrower student."
         )
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and parameters without gradient, for as long as the block lasts."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -5,6 +5,7 @@ import torch
 from helpers import normal, perturb, rng, seeded
 from torch import Tensor
 
+from cflows import FlowMatching, ODESolver
 from core import GaussianMixture, StandardLogistic, StandardNormal
 from discrete import Compose, Dequantization, Diagonal, Flow, Logit, RealNVP, interpolate
 from discrete.bijections.preprocessing import Scaling
@@ -38,6 +39,21 @@ def test_the_latent_is_the_innermost_one() -> None:
     jacobian = torch.autograd.functional.jacobian(lambda row: flow.encode(row), x[0])
     expected = StandardNormal(3).double().log_prob(flow.encode(x)) + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(flow.log_prob(x), expected)
+
+
+def test_the_latents_of_an_ode_are_those_of_its_base() -> None:
+    """log p(x) by change of variables through the solve itself, preprocessing included."""
+    inner = perturb(seeded(lambda: FlowMatching(2, hidden=(8,), solver=ODESolver(method="rk4", steps=80))), rng(1))
+    flow = Flow(Scaling(2, loc=1.0, scale=2.0), inner).double().eval()
+    x = normal(2, (2,), rng(4))
+    z = flow.encode(x)
+    torch.testing.assert_close(flow.decode(z), x, rtol=1e-4, atol=1e-4)
+    jacobian = torch.autograd.functional.jacobian(lambda row: flow.encode(row[None])[0], x[0])
+    expected = StandardNormal(2).double().log_prob(z[:1]) + torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(flow.log_prob(x[:1]), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(interpolate(flow, x[0], x[1], steps=3)[0], x[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="temperature must be 0 or more"):
+        flow.sample((2,), temperature=-1.0)
 
 
 def test_image_latents_are_one_vector_and_integers_come_back() -> None:

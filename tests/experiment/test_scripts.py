@@ -68,10 +68,14 @@ def test_samples_depend_on_the_seed_alone(tmp_path, monkeypatch):
     assert not np.array_equal(drawn[0], drawn[2])
 
 
-def test_samples_at_a_temperature_and_ways_between_rows(tmp_path, monkeypatch):
+FLOW_MATCHING = 'kind = "flow_matching"\nhidden = [8]\n[model.solver]\nmethod = "rk4"\nsteps = 20'
+
+
+@pytest.mark.parametrize("model", [None, FLOW_MATCHING], ids=["discrete", "continuous"])
+def test_samples_at_a_temperature_and_ways_between_rows(tmp_path, monkeypatch, model):
     """Zero temperature is the mode alone; a way of one row to itself stays there."""
     run = tmp_path / "run"
-    quick_train(monkeypatch, toy_config(tmp_path), run)
+    quick_train(monkeypatch, toy_config(tmp_path) if model is None else toy_config(tmp_path, model=model), run)
     assert call(monkeypatch, "sample", run, "--count", 5, "--temperature", 0, "--threads", 1) == 0
     modes = np.load(run / "samples.npy")
     assert np.ptp(modes, 0).max() < 1e-5

@@ -1,0 +1,192 @@
+"""A mixture of logistics as an elementwise map to the normal law: lighter tail, rate and quantile, at any distance."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from discrete.bijections.quantiles import (
+    TailAt,
+    bracketed_newton,
+    choose,
+    log_hazard,
+    log_ndtr,
+    lower_quantile,
+    mixture_quantile,
+)
+
+SATURATED = 40.0  # for u < -40 σ(u) is e^u to rounding, in either dtype, and far from underflow
+KNOTS = (-6.0, -3.5, -2.0, -1.0, 0.0, 1.0, 2.0, 3.5, 6.0)  # of a component, in scales from its mean
+CACHE = 2**17  # values that a CPU core has at hand: half a megabyte in float32
+
+
+class LogisticMixture(NamedTuple):
+    """F(x) = Σ_k w_k σ((x - μ_k)/s_k), all `(components, *shape)` for x of that shape, Σ_k w_k = 1."""
+
+    log_w: Tensor
+    mu: Tensor
+    log_s: Tensor
+
+    def gaussianize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = Φ⁻¹(F(x)) by the lighter of both tails, and log dz/dx = log f/P - log λ(z), the quotient of hazards."""
+        lower, log_p, log_rate = self.tail(x)
+        z, log_lam = lower_quantile(log_p)
+        return z * (2 * lower - 1), log_rate - log_lam
+
+    def quantile(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x = F⁻¹(Φ(z)), and log dx/dz."""
+        x = mixture_quantile(type(self), z, *self)
+        lower = (z <= 0).to(z.dtype)
+        _, log_p, log_rate = self.tail(x, lower)
+        return x, log_hazard(z * (2 * lower - 1), log_p) - log_rate
+
+    def tail(self, x: Tensor, lower: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """1 where the lighter tail P is F and 0 where it is 1 - F, log P and log f/P; or of the side asked for."""
+        return _Tail.apply(x, *self, lower)
+
+    def tail_at(self, x: Tensor) -> TailAt:
+        """The lighter tail in logs of the components."""
+        v = (x - self.mu) * torch.exp(-self.log_s)
+        with torch.no_grad():
+            side = 2 * self.tail(x)[0] - 1
+        v = side * v
+        log_tails = self.log_w + F.logsigmoid(v)
+        log_rates = torch.log_softmax(log_tails, 0) + F.logsigmoid(-v) - self.log_s
+        return TailAt(side, log_tails, self.log_densities(x), log_rates.logsumexp(0).exp())
+
+    def log_densities(self, x: Tensor) -> Tensor:
+        """log w_k σ'(u_k)/s_k."""
+        u = (x - self.mu) * torch.exp(-self.log_s)
+        return self.log_w + F.logsigmoid(u) + F.logsigmoid(-u) - self.log_s
+
+    def search(self, z: Tensor) -> Tensor:
+        """The root x of log P(x) = log Φ(-|z|), on the side of z: log F is all but straight where x is far out."""
+        lower = (z <= 0).to(z.dtype)
+        side, goal = 2 * lower - 1, log_ndtr(-z.abs())
+
+        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
+            _, log_p, log_rate = self.tail(x, lower)
+            return side * (log_p - goal), log_rate
+
+        eps, s = torch.finfo(z.dtype).eps, self.log_s.exp()
+        # The components' own quantiles lie within these, a scale farther out: at the least every F_k ≤ Φ(z).
+        far = s.amax(0) * (1 + torch.log1p(-goal.exp()) - goal)
+        low, high = self.mu.amin(0) - far, self.mu.amax(0) + far
+        x = (low + high) / 2
+        if _shared(self.mu):
+            x, low, high = self.narrow(z, low, high)
+        # |d log r'/dx| ≤ 2/s, so that behind a step δ the next is at most δ²/s.
+        tolerance, reach = 4 * eps * (1 - goal), 0.5 * math.sqrt(eps) * s.amin(0)
+        return bracketed_newton(residual, x, low, high, tolerance=tolerance, reach=reach)
+
+    def narrow(self, z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Start and bracket of each row from a table of knots that all rows share, cubic between two of them."""
+        offsets = torch.tensor(KNOTS, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in self.mu.shape))
+        knots = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).sort(0).values
+        values, log_slopes = self.gaussianize(knots)
+        table = [_columns(part) for part in (knots, values.cummax(0).values, torch.exp(-log_slopes))]
+        columns = _columns(z)
+        i = torch.searchsorted(table[1], columns)
+        j = i.clamp(1, len(knots) - 1)
+        left, f, rise, right, g, fall = (part.gather(1, k) for k in (j - 1, j) for part in table)
+        width, share = right - left, ((columns - f) / (g - f).clamp(min=torch.finfo(z.dtype).tiny)).clamp(0, 1)
+        rise, fall = (g - f) * rise - width, (g - f) * fall - width
+        bump = share * (1 - share) * ((1 - share) * rise - share * fall)
+        start = torch.minimum(torch.maximum(left + share * width + bump, left), right)
+        start, left, right = (part.T.reshape(z.shape) for part in (start, left, right))
+        first, last = ((i == end).to(z.dtype).T.reshape(z.shape) for end in (0, len(knots)))
+        return start, choose(first, low, choose(last, right, left)), choose(last, high, choose(first, left, right))
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Features first: `(features, rows)`."""
+    return x.flatten(1).T.contiguous()
+
+
+def _shared(mu: Tensor) -> bool:
+    """Whether all rows have the same parameters, `(components, 1, ...)`."""
+    return mu.shape[1:2] == (1,)
+
+
+def _parts(x: Tensor, mu: Tensor) -> int:
+    """Rows at a time: on a CPU as many as keep `(components, rows, ...)` within the cache."""
+    return max(1, CACHE // mu.numel()) if x.device.type == "cpu" and _shared(mu) else max(1, len(x))
+
+
+class _Tail(Function):
+    """The lighter tail of a mixture of logistics, some rows at a time, and its derivatives from the components' shares.
+
+    With v = u on the lower side and -u on the upper one, r_k = w_k σ(v_k)/P and g_k = w_k σ(u_k) σ(-u_k)/(s_k f):
+    d log P = Σ r_k (d log w_k + σ(-v_k) dv_k), d log f = Σ g_k (d log w_k + (σ(-u_k) - σ(u_k)) du_k - d log s_k).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, log_w: Tensor, mu: Tensor, log_s: Tensor, lower: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = log_w.exp(), torch.exp(log_w - log_s)
+        parts = [_sums(part, mu, torch.exp(-log_s), *weights) for part in x.split(_parts(x, mu))]
+        P, Q, f, nearest, *ends = (torch.cat(part) for part in zip(*parts, strict=True))
+        lower = (P <= Q).to(P.dtype) if lower is None else lower.clone()
+        log_p, beyond = choose(lower, P, Q).log_(), _excess(choose(lower, *ends))
+        # Beyond all components both are the same large number, which must cancel by itself.
+        log_rate = f.log_().sub_(log_p).add_(beyond - _excess(nearest))
+        return lower, log_p.sub_(beyond), log_rate
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(*inputs[:4], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, of_log_p: Tensor, of_log_rate: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters, lower = ctx.saved_tensors
+        rows = _parts(x, parameters[1])
+        splits = zip(*(part.split(rows) for part in (x, lower, of_log_p, of_log_rate)), strict=True)
+        dx, dw, dmu, ds = zip(*(_gradients(*parameters, *part) for part in splits), strict=True)
+        return torch.cat(dx), sum(dw), sum(dmu), sum(ds), None
+
+
+def _sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
+    """F, 1 - F and f, each over its power of e, and how far x lies from the nearest component, above and below all."""
+    u = torch.sub(x, mu).mul_(inverse_s)
+    nearest, below, above = u.abs().amin(0), u.amax(0).neg_(), u.amin(0)
+    u.sub_(torch.copysign(_excess(nearest), u))
+    left = torch.sigmoid(u)
+    right = u.neg_().sigmoid_()
+    f = left.mul(right).mul_(w_over_s).sum(0)
+    return left.mul_(w).sum(0), right.mul_(w).sum(0), f, nearest, below, above
+
+
+def _gradients(
+    log_w: Tensor, mu: Tensor, log_s: Tensor, x: Tensor, lower: Tensor, of_log_p: Tensor, of_log_rate: Tensor
+) -> tuple[Tensor, ...]:
+    """In x and in the parameters, of log P and log f/P."""
+    w, inverse_s = log_w.exp(), torch.exp(-log_s)
+    u = (x - mu) * inverse_s
+    with torch.no_grad():
+        nearest, end = u.abs().amin(0), choose(lower, -u.amax(0), u.amin(0))
+        gap = torch.exp(_excess(end) - _excess(nearest))
+        c = torch.copysign(_excess(nearest), u)
+    left, right = torch.sigmoid(u - c), torch.sigmoid(c - u)
+    tails, both = w * choose(lower, left, right), w * (left * right)
+    densities = inverse_s * both
+    g = densities * (of_log_rate / densities.sum(0))
+    a = (of_log_p - of_log_rate) / tails.sum(0)
+    du = both * ((2 * lower - 1) * gap * a) + g * (right - left)
+    dx = du * inverse_s
+    dw, dmu, ds = (part.sum_to_size(log_w.shape) for part in (tails * a + g, dx, u * du + g))
+    return dx.sum(0), dw, -dmu, -ds
+
+
+def _excess(distance: Tensor) -> Tensor:
+    """How far u moves towards 0, c: σ(-u) is then e^c times as large, to rounding, and the log lacks c.
+
+    For f that counts where all |u_k| > 40, for the tails only where x lies beyond all components.
+    """
+    return torch.relu(distance - SATURATED)
