@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.record import RUNS
 from core.shapes import sum_event
 from discrete import Flow, MaskedConvolution
-from discrete.bijections.autoregressive_inverse import Inversion
+from discrete.bijections.inversion import Inversion
 from experiment import evaluate, load_config, load_run, train
 from experiment.build import load_data
 

@@ -131,6 +131,16 @@ def sum_event(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def features_first(x: Tensor) -> Tensor:
+    """`(batch, *event)` to `(features, batch)`, rows of one feature side by side in memory."""
+    return x.flatten(1).T.contiguous()
+
+
+def largest(x: Tensor) -> Tensor:
+    """Largest size of any value of each row: `(batch, *event)` to `(batch,)`."""
+    return x.flatten(1).abs().amax(1)
+
+
 def align(t: Tensor, x: Tensor) -> Tensor:
     """Appends dimensions of size 1 so that `t`, 0-dimensional or `(batch,)`, broadcasts against `(batch, *event)`.
 

@@ -87,8 +87,8 @@ class Flow(LatentModel):
             ValueError: `x` does not end in the event shape, or `context` does not broadcast to its batch.
         """
         rows, batch_shape, context = self._fold(x, context)
-        z, log_dets = self._map(rows, context, generator)
-        return (self.base.log_prob(z, context, generator=generator) + log_dets.mean(0)).reshape(batch_shape)
+        z, log_det, _ = self._map(rows, context, generator)
+        return (self.base.log_prob(z, context, generator=generator) + log_det).reshape(batch_shape)
 
     def estimate_log_prob(self, x: Values, context: Context = None, *, generator: Rng = None) -> LikelihoodEstimate:
         """Log-density with the errors of the base, of which a closed form has none, and of a random log-determinant.
@@ -97,10 +97,12 @@ class Flow(LatentModel):
         it: put that one into a flow around this one.
         """
         rows, batch_shape, context = self._fold(x, context)
-        z, log_dets = self._map(rows, context, generator)
+        z, log_det, std_error = self._map(rows, context, generator)
+        if std_error is None and _is_estimated(self.bijection):
+            std_error = torch.full_like(log_det, math.nan)
         estimate = self.base.estimate_log_prob(z, context, generator=generator)
-        kind, spread = self.bijection.forward_direction.kind, _standard_error(self.bijection, log_dets)
-        return estimate.shifted(log_dets.mean(0), kind=kind, std_error=spread).reshape(batch_shape)
+        kind = self.bijection.forward_direction.kind
+        return estimate.shifted(log_det, kind=kind, std_error=std_error).reshape(batch_shape)
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -155,30 +157,29 @@ class Flow(LatentModel):
         """The flow as a `torch.distributions.Distribution` with batch shape `b`; torch itself stays unpatched."""
         return FlowDistribution(self, context)
 
-    def _map(self, rows: Tensor, context: Tensor | None, generator: Rng) -> tuple[Tensor, Tensor]:
-        """z, and independent draws of its log-determinant, `(draws, rows)`: one where there is nothing to average."""
+    def _map(self, rows: Tensor, context: Tensor | None, generator: Rng) -> tuple[Tensor, Tensor, Tensor | None]:
+        """z, its log-determinant, and the standard error of that where it is the mean of several draws."""
         draws = 1 if self.training or self.bijection.forward_direction.kind != "estimate" else self.draws
+        if draws == 1:
+            return *self.bijection(rows, context, generator=generator), None
         # Side by side, so that every layer draws for each of them.
-        copies = rows.repeat(draws, *(1 for _ in rows.shape[1:])) if draws > 1 else rows
-        contexts = context if context is None or draws == 1 else context.repeat(draws, 1)
-        if draws > 1 and isinstance(generator, RowGenerators):
+        copies = rows.repeat(draws, *(1 for _ in rows.shape[1:]))
+        if isinstance(generator, RowGenerators):
             generator = generator.rows([*range(len(rows))] * draws)
+        contexts = None if context is None else context.repeat(draws, 1)
         z, log_det = self.bijection(copies, contexts, generator=generator)
-        return z[: len(rows)], log_det.reshape(draws, len(rows))
+        log_dets = log_det.reshape(draws, len(rows))
+        return z[: len(rows)], log_dets.mean(0), log_dets.std(0) / math.sqrt(draws)
 
     def _fold(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, torch.Size, Tensor | None]:
         rows, batch_shape = fold_batch(x, self.event_shape, owner="the flow")
         return rows, batch_shape, fold_context(context, batch_shape)
 
 
-def _standard_error(bijection: Bijection, log_dets: Tensor) -> Tensor | None:
-    """Of the mean over draws, `(rows,)`, NaN where they cannot tell; None of a log-determinant that is exact."""
+def _is_estimated(bijection: Bijection) -> bool:
+    """Whether the log-determinant of any part is an estimate, also beside a surjection, whose bound hides its kind."""
     parts = (part for part in bijection.modules() if isinstance(part, Bijection))
-    if not any(part.forward_direction.kind == "estimate" for part in parts):
-        return None
-    if len(log_dets) == 1:
-        return torch.full_like(log_dets[0], math.nan)
-    return log_dets.std(0) / math.sqrt(len(log_dets))
+    return any(part.forward_direction.kind == "estimate" for part in parts)
 
 
 class FlowDistribution(Distribution):

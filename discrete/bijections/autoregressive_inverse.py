@@ -1,6 +1,6 @@
 """The inverse of an autoregressive map: incremental at the cost of one pass, or by fixed-point iteration."""
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -8,26 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.modes import evaluating
+from core.shapes import largest
+from discrete.bijections.inversion import Inversion, gradients, rounding, solve_densely, views
 from discrete.bijections.transformers import Transformer
 
 InverseMode = Literal["incremental", "jacobi", "gauss_seidel", "sequential"]
 MODES = ("incremental", "jacobi", "gauss_seidel", "sequential")
-
-
-class Inversion(NamedTuple):
-    """An inverse with what it took and how well it fits.
-
-    Attributes:
-        x: f⁻¹(z), `(rows, n)`.
-        log_det: log|det dx/dz|, `(rows,)`, nats.
-        iterations: updates that each row took, a network pass each, `(rows,)`; 1 for the incremental inverse.
-        residual: max |f(x) - z| of each row, `(rows,)`.
-    """
-
-    x: Tensor
-    log_det: Tensor
-    iterations: Tensor
-    residual: Tensor
 
 
 def invert_autoregressive(
@@ -88,7 +74,7 @@ def invert_autoregressive(
     )
     with torch.no_grad(), evaluating(conditioner):
         image, _ = transformer.forward(x, conditioner(x, context))
-    return Inversion(x, log_det, iterations, _largest(image - z))
+    return Inversion(x, log_det, iterations, largest(image - z))
 
 
 def solve_autoregressive(
@@ -159,7 +145,7 @@ def _iterate(
     """Fixed-point iteration on blocks of degrees; a block of size b is exact after b passes."""
     degrees = cast(Tensor, conditioner.degrees).to(z.device)
     T = int(cast(Tensor, conditioner.degrees).max())
-    limit = _rounding(z) if tolerance is None else tolerance
+    limit = rounding(z) if tolerance is None else tolerance
     x = torch.zeros_like(z)
     iterations = z.new_zeros(len(z), dtype=torch.long)
     for low in range(1, T + 1, block):
@@ -169,7 +155,7 @@ def _iterate(
             theta = conditioner(x, context)
             if i > 0:
                 image, _ = transformer.forward(x, theta)
-                rests = rests | (_largest((image - z) * inside) <= limit)
+                rests = rests | (largest((image - z) * inside) <= limit)
                 if not z.is_meta and bool(rests.all()):
                     break
             update, _ = transformer.inverse(z, theta)
@@ -183,16 +169,6 @@ def _iterate(
 def _log_det(conditioner: nn.Module, transformer: Transformer, x: Tensor, context: Tensor | None) -> Tensor:
     _, log_derivative = transformer.forward(x, conditioner(x, context))
     return -log_derivative.sum(1)
-
-
-def _rounding(z: Tensor) -> Tensor:
-    """100 roundings of the largest finite value of a row, or of 1."""
-    return 100 * torch.finfo(z.dtype).eps * _largest(z.where(z.isfinite(), 0)).clamp(min=1)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Largest size of a row; 0 of no features."""
-    return x.abs().amax(1)
 
 
 class _Implicit(torch.autograd.Function):
@@ -223,24 +199,18 @@ class _Implicit(torch.autograd.Function):
         with torch.enable_grad(), evaluating(conditioner):
             if not twice:
                 x = x.detach().requires_grad_()
-            # Views stand for context and parameters, so that gradients in them leave x as it is.
-            rest: list[Any] = [t if t is None else t.view_as(t) for t in (context, *parameters)]
+            rest = views((context, *parameters))
             theta = functional_call(conditioner, dict(zip(ctx.names, rest[1:], strict=True)), (x, rest[0]))
             image, _ = transformer.forward(x, theta)
             if twice:
-                v = _dense_solve(image, x, g, conditioner.degrees)
+                v = solve_densely(image, x, g, conditioner.degrees.argsort(stable=True))
             elif hasattr(conditioner, "solve_transposed"):
                 s, t = _slopes(transformer, x, theta)
                 v = conditioner.solve_transposed(x.detach(), context, s, t, g)
             else:
                 s, _ = _slopes(transformer, x, theta)
                 v = _iterative_solve(image, x, s, g, passes=int(conditioner.degrees.max()))
-            wanted = [t for t in rest if t is not None and t.requires_grad]
-            found = iter(
-                torch.autograd.grad(image, wanted, -v, create_graph=twice, allow_unused=True) if wanted else ()
-            )
-        gradients = [next(found) if t is not None and t.requires_grad else None for t in rest]
-        return None, None, None, v, *gradients
+            return None, None, None, v, *gradients(image, rest, -v, create_graph=twice)
 
 
 def _slopes(transformer: Transformer, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,17 +228,7 @@ def _iterative_solve(image: Tensor, x: Tensor, s: Tensor, g: Tensor, *, passes: 
     for _ in range(passes):
         v = v + left / s
         left = g - torch.autograd.grad(image, x, v, retain_graph=True)[0]
-        left = left * (_largest(left) > torch.finfo(g.dtype).eps * _largest(g))[:, None]
+        left = left * (largest(left) > torch.finfo(g.dtype).eps * largest(g))[:, None]
         if not bool(left.any()):
             break
     return v
-
-
-def _dense_solve(image: Tensor, x: Tensor, g: Tensor, degrees: Tensor) -> Tensor:
-    """The same with a graph of its own, by the whole Jacobian: for derivatives of the second order and above."""
-    n = x.shape[1]
-    rows = [torch.autograd.grad(image[:, i].sum(), x, create_graph=True)[0] for i in range(n)]
-    order = degrees.argsort(stable=True).to(x.device)
-    J = torch.stack(rows, 1)[:, order][:, :, order]
-    v = torch.linalg.solve_triangular(J.mT, g[:, order, None], upper=True)[..., 0]
-    return v[:, order.argsort()]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from core.rng import Rng
+from core.shapes import features_first
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.gaussianization import checked_std, feature_quantiles
 from discrete.bijections.quantiles import choose, log_hazard, log_ndtr, lower_quantile
@@ -71,7 +72,7 @@ class EmpiricalGaussianization(Bijection):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and log|det dz/dx|."""
-        knots, columns, M = _columns(self.knots), _columns(x), len(self.knots)
+        knots, columns, M = features_first(self.knots), features_first(x), len(self.knots)
         i = torch.searchsorted(knots, columns.detach()).clamp(1, M - 1) - 1
         left, width = knots.gather(1, i), knots.diff(dim=1).gather(1, i)
         place = i + ((columns - left) / width).clamp(0, 1)
@@ -85,7 +86,7 @@ class EmpiricalGaussianization(Bijection):
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x and log|det dx/dz|."""
-        knots, columns, M = _columns(self.knots), _columns(z), len(self.knots)
+        knots, columns, M = features_first(self.knots), features_first(z), len(self.knots)
         lower = (columns <= 0).to(z.dtype)
         zeta = columns * (2 * lower - 1)
         log_p = log_ndtr(zeta)
@@ -102,11 +103,6 @@ class EmpiricalGaussianization(Bijection):
 
 def _levels(count: int, like: Tensor) -> Tensor:
     return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
-
-
-def _columns(x: Tensor) -> Tensor:
-    """Features first: `(features, rows)`."""
-    return x.flatten(1).T.contiguous()
 
 
 def _rows(columns: Tensor, like: Tensor) -> Tensor:

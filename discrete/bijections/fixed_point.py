@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from core.nets.lipschitz import LipschitzMap
+from core.shapes import largest
+from discrete.bijections.inversion import gradients, views
 
 ROUNDINGS, MOST_ROUNDINGS = 20, 1000  # of a residual, when it is small enough and when iterations have had their time
 CHECKED = 4  # iterations between two looks at whether all rows rest: each makes the host wait
@@ -66,7 +68,7 @@ def fixed_point(
     residual = z.new_zeros(len(z))
     for i in range(most + 1):
         image = z - g(x)
-        change = _largest(image - x)
+        change = largest(image - x)
         residual = torch.where(rests, residual, change)
         roundings = ROUNDINGS if i < enough else MOST_ROUNDINGS
         rests = rests | (change <= (_rounding(x, z, smallest) * roundings if tolerance is None else tolerance))
@@ -99,12 +101,7 @@ def solve_implicitly(g: LipschitzMap, z: Tensor, *, lipschitz: float, tolerance:
 
 
 def _rounding(x: Tensor, z: Tensor, smallest: float) -> Tensor:
-    return torch.finfo(z.dtype).eps * torch.maximum(_largest(x), _largest(z)).clamp(min=smallest)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Largest size of any value of a row."""
-    return x.flatten(1).abs().amax(1)
+    return torch.finfo(z.dtype).eps * torch.maximum(largest(x), largest(z)).clamp(min=smallest)
 
 
 class _Implicit(torch.autograd.Function):
@@ -125,12 +122,9 @@ class _Implicit(torch.autograd.Function):
         with torch.enable_grad():
             x = x if twice else x.detach()
             v = _dense_solve(ctx.g.holding(tensors), x, gradient) if twice else _solve(ctx, x, gradient)
-            # Views stand for what g holds, so that gradients in them leave x as it is.
-            rest = [t if t is None else t.view_as(t) for t in tensors]
-            wanted = [t for t in rest if t is not None and t.requires_grad]
+            rest = views(tensors)
             image = ctx.g.holding(rest)(x)
-            found = iter(torch.autograd.grad(image, wanted, -v, create_graph=twice) if wanted else ())
-        return None, None, None, v, *(next(found) if t is not None and t.requires_grad else None for t in rest)
+            return None, None, None, v, *gradients(image, rest, -v, create_graph=twice)
 
 
 @torch.no_grad()

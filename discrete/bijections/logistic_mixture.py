@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from core.shapes import features_first
 from discrete.bijections.quantiles import (
     TailAt,
     bracketed_newton,
@@ -87,8 +88,8 @@ class LogisticMixture(NamedTuple):
         offsets = torch.tensor(KNOTS, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in self.mu.shape))
         knots = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).sort(0).values
         values, log_slopes = self.gaussianize(knots)
-        table = [_columns(part) for part in (knots, values.cummax(0).values, torch.exp(-log_slopes))]
-        columns = _columns(z)
+        table = [features_first(part) for part in (knots, values.cummax(0).values, torch.exp(-log_slopes))]
+        columns = features_first(z)
         i = torch.searchsorted(table[1], columns)
         j = i.clamp(1, len(knots) - 1)
         left, f, rise, right, g, fall = (part.gather(1, k) for k in (j - 1, j) for part in table)
@@ -99,11 +100,6 @@ class LogisticMixture(NamedTuple):
         start, left, right = (part.T.reshape(z.shape) for part in (start, left, right))
         first, last = ((i == end).to(z.dtype).T.reshape(z.shape) for end in (0, len(knots)))
         return start, choose(first, low, choose(last, right, left)), choose(last, high, choose(first, left, right))
-
-
-def _columns(x: Tensor) -> Tensor:
-    """Features first: `(features, rows)`."""
-    return x.flatten(1).T.contiguous()
 
 
 def _shared(mu: Tensor) -> bool:

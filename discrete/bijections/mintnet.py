@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from core.nets.mlp import check_context
 from core.rng import Rng
-from core.shapes import sum_event
+from core.shapes import largest, sum_event
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
-from discrete.bijections.autoregressive_inverse import Inversion
+from discrete.bijections.inversion import Inversion
 from discrete.bijections.mint import Activation, Mint
 from discrete.bijections.mintnet_inverse import Solver, solve
 from discrete.bijections.transformers import soft_bound
@@ -151,7 +151,7 @@ class MaskedConvolution(Bijection):
         x, log_det, iterations = solve(self, z.reshape(len(z), *self.image_shape), context)
         with torch.no_grad():
             image, _ = self.mint(context).evaluate(x)
-            residual = (image.reshape(z.shape) - z).flatten(1).abs().amax(1)
+            residual = largest(image.reshape(z.shape) - z)
         return Inversion(x.reshape(z.shape), log_det, iterations, residual)
 
     def mint(self, context: Context = None) -> Mint:

@@ -12,7 +12,8 @@ from torch.autograd import Function
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from core.shapes import sum_event
+from core.shapes import largest, sum_event
+from discrete.bijections.inversion import gradients, rounding, solve_densely, views
 from discrete.bijections.mint import Image, Mint, activate
 
 Degrees = Int[Tensor, "values 3"]  # channel, row and column of every value, in order
@@ -48,9 +49,7 @@ class Solver:
 
     def limit(self, z: Tensor) -> Tensor | float:
         """The residual at which a row may rest."""
-        if self.tolerance is not None:
-            return self.tolerance
-        return 100 * torch.finfo(z.dtype).eps * _largest(z.where(z.isfinite(), 0)).clamp(min=1)
+        return rounding(z) if self.tolerance is None else self.tolerance
 
 
 def solve(layer: Any, z: Image, context: Tensor | None) -> tuple[Image, Tensor, Tensor]:
@@ -84,7 +83,7 @@ def _iterate(mint: Mint, z: Image, solver: Solver) -> tuple[Image, Tensor, Tenso
     for i in range(1 if z.is_meta else solver.iterations + 1):
         image, slope = mint.evaluate(x)
         before, error = error, z - image
-        residual = _largest(error)
+        residual = largest(error)
         rests = rests | ((residual <= limit) & ~(solver.refines & (residual < last)))
         if i == solver.iterations or (not z.is_meta and bool(rests.all())):
             break
@@ -192,16 +191,16 @@ class _Implicit(Function):
         with torch.enable_grad():
             if not twice:
                 x = x.detach().requires_grad_()
-            # Views stand for context and parameters, so that gradients in them leave x as it is.
-            rest: list[Any] = [t if t is None else t.view_as(t) for t in (context, *parameters)]
+            rest = views((context, *parameters))
             events = x.reshape(len(x), *layer.event_shape)
             image, _ = functional_call(layer, dict(zip(ctx.names, rest[1:], strict=True)), (events, rest[0]))
             image = image.reshape(x.shape)
-            v = _dense_solve(image, x, g, layer.degrees()) if twice else _solve_transposed(layer, image, x, context, g)
-            wanted = [t for t in rest if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(image, wanted, -v, create_graph=twice) if wanted else ())
-        gradients = [next(found) if t is not None and t.requires_grad else None for t in rest]
-        return None, None, v, *gradients
+            if twice:
+                degrees, (_, H, W) = layer.degrees(), layer.image_shape
+                v = solve_densely(image, x, g, degrees @ degrees.new_tensor([H * W, W, 1]))
+            else:
+                v = _solve_transposed(layer, image, x, context, g)
+            return None, None, v, *gradients(image, rest, -v, create_graph=twice)
 
 
 def _solve_transposed(layer: Any, image: Image, x: Image, context: Tensor | None, g: Image) -> Image:
@@ -214,7 +213,7 @@ def _solve_transposed(layer: Any, image: Image, x: Image, context: Tensor | None
     for _ in range(layer.solver.iterations):
         v = v + left / slope
         left = g - torch.autograd.grad(image, x, v, retain_graph=True)[0]
-        rests = rests | (_largest(left) <= 100 * torch.finfo(g.dtype).eps * torch.maximum(_largest(g), _largest(v)))
+        rests = rests | (largest(left) <= 100 * torch.finfo(g.dtype).eps * torch.maximum(largest(g), largest(v)))
         if bool(rests.all()):
             return v
         left = torch.where(rests[:, None, None, None], 0, left)
@@ -236,19 +235,3 @@ def _backwards(mint: Mint, x: Image, start: Image, g: Image, degrees: Degrees) -
         return s * u, s
 
     return _by_degrees(mint.transposed(), g, start, degrees.flip(0), linear)
-
-
-def _dense_solve(image: Image, x: Image, g: Image, degrees: Degrees) -> Image:
-    """The same with a graph of its own, by the whole Jacobian: for derivatives of the second order and above."""
-    _, C, H, W = x.shape
-    order = (degrees @ degrees.new_tensor([H * W, W, 1])).to(x.device)
-    flat = image.flatten(1)
-    rows = [torch.autograd.grad(flat[:, i].sum(), x, create_graph=True)[0].flatten(1) for i in range(C * H * W)]
-    J = torch.stack(rows, 1)[:, order][:, :, order]
-    v = torch.linalg.solve_triangular(J.mT, g.flatten(1)[:, order, None], upper=True)[..., 0]
-    return v[:, order.argsort()].reshape(x.shape)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Largest size of a row."""
-    return x.flatten(1).abs().amax(1)

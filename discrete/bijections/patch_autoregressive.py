@@ -16,11 +16,11 @@ from core.shapes import cut
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.autoregressive_inverse import (
     InverseMode,
-    Inversion,
     check_inverse,
     invert_autoregressive,
     solve_autoregressive,
 )
+from discrete.bijections.inversion import Inversion
 from discrete.bijections.transformers import AffineTransformer
 
 PatchOrder = Literal["raster", "reversed"]

@@ -11,6 +11,7 @@ from core.nets.lipschitz import Jacobian, LipschitzActivation, LipschitzMap, Lip
 from core.rng import Rng, for_all_rows, rand
 from discrete.bijection import Bijection, Context, Direction, Events, Mapped
 from discrete.bijections.fixed_point import largest_count, solve_implicitly
+from discrete.bijections.inversion import gradients
 
 LogDet = Literal["exact", "power_series", "unbiased"]
 Series = Callable[[Jacobian, Tensor], tuple[Tensor, Tensor]]  # of probes v: log-det, and w with E[wᵀ dJ v] its gradient
@@ -256,7 +257,4 @@ class _Estimate(torch.autograd.Function):
             ]
             image, J = ctx.g.holding(known[1:]).linearize(known[0])
             surrogate = _dot(w, J.push(v)).mean(0)
-        wanted = [t for t in known if t is not None and t.requires_grad]
-        outputs, gradients = (image, surrogate), (image_gradient, log_det_gradient)
-        found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
-        return None, None, None, *(next(found) if t is not None and t.requires_grad else None for t in known)
+        return None, None, None, *gradients((image, surrogate), known, (image_gradient, log_det_gradient))

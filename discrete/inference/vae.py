@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -127,10 +127,12 @@ class VAE(DensityModel):
         self.posterior = amortized_posterior(
             posterior, latent, features=features, layers=layers, hidden=posterior_hidden, activation=activation
         )
-        options = {"activation": activation, "context_features": context_features}
         shape, parameters = self.event_shape, self.likelihood.parameters_per_value
-        self.encoder = _encoder(shape, features, hidden, **options) if encoder is None else encoder
-        self.decoder = _decoder(shape, latent, parameters, hidden, **options) if decoder is None else decoder
+        if encoder is None:
+            encoder = _encoder(shape, features, hidden, activation, context_features)
+        if decoder is None:
+            decoder = _decoder(shape, latent, parameters, hidden, activation, context_features)
+        self.encoder, self.decoder = encoder, decoder
 
     def terms(self, x: Values, context: Context = None, *, samples: int = 1, generator: Rng = None) -> Terms:
         """log p(x | z), log p(z) and log q(z | x) at draws z ~ q(z | x), each `(samples, *batch)`, differentiable.
@@ -261,23 +263,30 @@ class _Unflatten(nn.Module):
         return self.network(z, context).unflatten(1, self.shape)
 
 
-def _encoder(event_shape: torch.Size, features: int, hidden: Sequence[int] | None, **options: Any) -> nn.Module:
-    activation = options.pop("activation")
+def _encoder(
+    event_shape: torch.Size, features: int, hidden: Sequence[int] | None, activation: str, context_features: int
+) -> nn.Module:
     if len(event_shape) == 3:
-        return GatedConvEncoder(event_shape, features, hidden=_widths(hidden, (32, 64)), **options)
-    size = vector_size(event_shape, owner="VAE without an encoder of one's own")
-    return MLP(size, features, hidden=_widths(hidden, (300, 300)), activation=activation, **options)
+        widths = _widths(hidden, (32, 64))
+        return GatedConvEncoder(event_shape, features, hidden=widths, context_features=context_features)
+    size, widths = vector_size(event_shape, owner="VAE without an encoder of one's own"), _widths(hidden, (300, 300))
+    return MLP(size, features, hidden=widths, activation=activation, context_features=context_features)
 
 
 def _decoder(
-    event_shape: torch.Size, latent: int, parameters: int, hidden: Sequence[int] | None, **options: Any
+    event_shape: torch.Size,
+    latent: int,
+    parameters: int,
+    hidden: Sequence[int] | None,
+    activation: str,
+    context_features: int,
 ) -> nn.Module:
-    activation = options.pop("activation")
     if len(event_shape) == 3:
-        return GatedConvDecoder(latent, event_shape, parameters, hidden=_widths(hidden, (32, 64)), **options)
+        widths = _widths(hidden, (32, 64))
+        return GatedConvDecoder(latent, event_shape, parameters, hidden=widths, context_features=context_features)
     size = vector_size(event_shape, owner="VAE without a decoder of one's own")
     widths = _widths(hidden, (300, 300))[::-1]
-    network = MLP(latent, size * parameters, hidden=widths, activation=activation, **options)
+    network = MLP(latent, size * parameters, hidden=widths, activation=activation, context_features=context_features)
     return _Unflatten(network, (size, parameters))
 
 

@@ -6,7 +6,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiment.data.dataset import Dataset, Layout, lay_out
+from experiment.data.dataset import Dataset, Layout, check_validation_rows, lay_out
 from experiment.data.download import official, read_members
 from experiment.data.labels import Labels
 from experiment.errors import UserError
@@ -54,8 +54,7 @@ def cifar10(
     contents = zip(read_members(archive, BATCHES), BATCHES, strict=True)
     *training, test = (_records(content, archive, name) for content, name in contents)
     known = np.concatenate(training)
-    if not 0 < validation_rows < len(known):
-        raise UserError(f"validation_rows: found {validation_rows}; cifar10 takes 1 to {len(known) - 1}.")
+    check_validation_rows(validation_rows, "cifar10", rows=len(known))
     splits = known[:-validation_rows], known[-validation_rows:], test
     train, validation, held_out = (lay_out(_pixels(records), layout) for records in splits)
     classes = None

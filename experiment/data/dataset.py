@@ -179,6 +179,12 @@ def lay_out(images: Tensor, layout: Layout) -> Tensor:
     raise UserError(f'layout: found "{layout}"; use "flat" or "image".')
 
 
+def check_validation_rows(validation_rows: int, name: str, *, rows: int) -> None:
+    """Refuses to hold out none of the training rows of a data set, or all of them."""
+    if not 0 < validation_rows < rows:
+        raise UserError(f"validation_rows: found {validation_rows}; {name} takes 1 to {rows - 1}.")
+
+
 def _check_counts(data: Dataset) -> None:
     """Refuse splits that have not as many labels as rows."""
     rows, labels = ([len(getattr(x, split)) for split in get_args(Split)] for x in (data, data.labels))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiment.data.dataset import Dataset, Layout, lay_out
+from experiment.data.dataset import Dataset, Layout, check_validation_rows, lay_out
 from experiment.data.download import official
 from experiment.data.labels import Labels
 from experiment.errors import UserError
@@ -55,8 +55,7 @@ def idx_images(
         ]
 
     train, test = (lay_out(read_images(file, name), layout) for file in files(images))
-    if not 0 < validation_rows < len(train):
-        raise UserError(f"validation_rows: found {validation_rows}; {name} takes 1 to {len(train) - 1}.")
+    check_validation_rows(validation_rows, name, rows=len(train))
     known = None
     if labels:
         digits, test_digits = (read_labels(file, name) for file in files(classes))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from discrete import MaskedConvolution
-from discrete.bijections.autoregressive_inverse import Inversion
+from discrete.bijections.inversion import Inversion
 
 Invert = Callable[[MaskedConvolution, Tensor], Inversion]
 

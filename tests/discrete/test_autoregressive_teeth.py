@@ -101,9 +101,9 @@ def test_second_derivatives_of_another_order(monkeypatch: pytest.MonkeyPatch) ->
         second_derivatives_are_those_of_the_loop(made, X, None, mode="incremental")
 
     second(layer())
-    right = autoregressive_inverse._dense_solve
+    right = autoregressive_inverse.solve_densely
     monkeypatch.setattr(
-        autoregressive_inverse, "_dense_solve", lambda image, x, g, degrees: right(image, x, g, torch.arange(1, 5))
+        autoregressive_inverse, "solve_densely", lambda image, x, g, order: right(image, x, g, torch.arange(4))
     )
     with pytest.raises(AssertionError):
         second(layer())

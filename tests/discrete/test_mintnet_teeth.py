@@ -14,7 +14,7 @@ from wrong import Tampered
 from core.shapes import sum_event
 from discrete import Bijection, MaskedConvolution
 from discrete.bijections import mintnet_inverse
-from discrete.bijections.autoregressive_inverse import Inversion
+from discrete.bijections.inversion import Inversion
 from discrete.bijections.mintnet import places
 
 SHAPE, KERNEL = (2, 2, 3), 3
