@@ -3,6 +3,7 @@
 from core.bases import DiagonalNormal, GaussianMixture, StandardLogistic, StandardNormal, StandardUniform
 from core.density import DensityModel, GenerativeModel, LikelihoodEstimate
 from core.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
+from core.kernel_density import KernelDensity
 from core.rng import RowGenerators
 from core.units import bits_per_dim
 
@@ -14,6 +15,7 @@ __all__ = [
     "GenerativeModel",
     "HutchPlusPlus",
     "Hutchinson",
+    "KernelDensity",
     "LikelihoodEstimate",
     "RowGenerators",
     "StandardLogistic",

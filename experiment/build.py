@@ -40,6 +40,7 @@ from discrete import (
 )
 from discrete.bijections.preprocessing import Scaling
 from experiment.autoencoder import build_autoencoder, takes_raw_integers
+from experiment.baselines import build_baseline
 from experiment.config import Config, Model
 from experiment.continuous import CONTINUOUS, build_continuous
 from experiment.data import (
@@ -63,6 +64,7 @@ from experiment.decoded import Decoded
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
 from experiment.sections.base import Section
+from experiment.sections.baselines import BaselineModel
 from experiment.sections.continuous import ScoreSDEModel
 from experiment.sections.data import (
     BSDSData,
@@ -216,13 +218,28 @@ def build(
         if isinstance(config.model, VAEModel):
             _check_fixed(config)
             return Built(*build_autoencoder(config.model, event_shape, preprocessing, bins=bins, classes=classes))
-        inner = _model(config.model, event_shape, bins=bins, classes=classes)
+        if isinstance(config.model, BaselineModel):
+            inner = _baseline(config.model, event_shape, preprocessing, rows, classes)
+        else:
+            inner = _model(config.model, event_shape, bins=bins, classes=classes)
         if isinstance(config.model, GaussianizationModel) and isinstance(inner, Flow) and rows is not None:
             initialize_gaussianization(inner, _preprocess(preprocessing, _some(rows)))
     except ValueError as error:
         raise UserError(f"model.kind={kind}: {error}") from error
     model = inner if preprocessing is None else Flow(preprocessing, inner)
     return Built(model, MaximumLikelihood(model))
+
+
+def _baseline(
+    section: BaselineModel,
+    event_shape: tuple[int, ...],
+    preprocessing: Bijection | None,
+    rows: Tensor | None,
+    classes: int,
+) -> DensityModel:
+    if classes:
+        raise ValueError("it takes no labels; set data.labels=false, or choose another model.")
+    return build_baseline(section, event_shape, None if rows is None else _preprocess(preprocessing, rows))
 
 
 def _continuous(

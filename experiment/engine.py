@@ -79,6 +79,10 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
     watch = _Watch(trainer.device)
     started = saved = time.monotonic()
     offset = progress.seconds
+    if not trainer.parameters and not progress.finished:  # fitted as it was built
+        _validate(trainer, run, log, bar)
+        progress.finished = True
+        _save(trainer, run)
     while not progress.finished:
         watch.add(progress.step + 1, *trainer.step())
         bar.update()
@@ -94,9 +98,14 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
             progress.finished = ends or 0 < config.patience <= progress.stale
         if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
             watch.check()
-            save_checkpoint(run.last, {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]})
+            _save(trainer, run)
             saved = time.monotonic()
     bar.close()
+
+
+def _save(trainer: Trainer, run: Run) -> None:
+    # The hash of the run as written: defaults that a later version adds do not orphan it.
+    save_checkpoint(run.last, {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]})
 
 
 def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> None:

@@ -1,6 +1,7 @@
 """Model, optimiser, average and noise of one training, and how they step."""
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, *, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         torch.manual_seed(config.seed)
+        started = time.monotonic()
         self.built: Built = build(
             config,
             tuple(dataset.event_shape),
@@ -64,16 +66,17 @@ class Trainer:
         self.built.objective.to(device)
         self.ema = EMA(self.built, decay=config.train.ema_decay)
         self.parameters = [p for p in self.built.model.parameters() if p.requires_grad]
+        none = [nn.Parameter(torch.empty(0))]  # of a model that was fitted as it was built
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.optimizer = kinds[config.train.optimizer](
-            self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
+            self.parameters or none, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.train_rows = dataset.train.to(device)
         self.validation_rows = dataset.validation.to(device)
         contexts = dataset.context("train"), dataset.context("validation")
         self.train_context, self.validation_context = (None if c is None else c.to(device) for c in contexts)
-        self.progress = Progress()
+        self.progress = Progress(seconds=time.monotonic() - started)
         self._epoch, self._order = -1, torch.empty(0)
 
     def step(self) -> tuple[Tensor, Tensor]:

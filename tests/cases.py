@@ -59,6 +59,7 @@ from core import (
     GenerativeModel,
     Hutchinson,
     HutchPlusPlus,
+    KernelDensity,
     StandardLogistic,
     StandardNormal,
     StandardUniform,
@@ -472,6 +473,11 @@ def _mixture_reference(_: DensityModel, x: np.ndarray) -> np.ndarray:
     return np.log(sum(parts))
 
 
+def _kernel_reference(model: DensityModel, x: np.ndarray) -> np.ndarray:
+    L = model.scale_tril.numpy()
+    return np.log(np.mean([st.multivariate_normal(m, L @ L.T).pdf(x) for m in MEANS], 0))
+
+
 def _diagonal_reference(model: DensityModel, x: np.ndarray) -> np.ndarray:
     scale = model.log_scale.detach().exp().numpy()
     return st.norm(model.loc.detach().numpy(), scale).logpdf(x).reshape(len(x), -1).sum(1)
@@ -505,6 +511,9 @@ DENSITIES: dict[str, DensityCase] = {
     "logistic-2": DensityCase(partial(StandardLogistic, 2), reference=_elementwise(st.logistic)),
     "uniform-2": DensityCase(partial(StandardUniform, 2), data=unit, box=(0, 1), reference=_elementwise(st.uniform)),
     "mixture-2": DensityCase(partial(GaussianMixture, MEANS, COVARIANCES, WEIGHTS), reference=_mixture_reference),
+    "kernel-density-2": DensityCase(
+        partial(KernelDensity, MEANS, torch.linalg.cholesky(COVARIANCES[1])), reference=_kernel_reference
+    ),
     "nice-2": DensityCase(partial(NICE, 2, **SMALL), tolerance=1e-3),
     "nice-4-partitions": DensityCase(
         partial(NICE, 4, masks=("half", torch.tensor([True, False, False, True]), "alternating"), **SMALL)

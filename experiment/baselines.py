@@ -1,0 +1,109 @@
+"""Densities of classical statistics fitted to preprocessed training rows: maximum likelihood without a gradient."""
+
+import math
+import warnings
+
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as SklearnMixture
+from torch import Tensor
+
+from core import DensityModel, GaussianMixture
+from core.kernel_density import KernelDensity
+from core.shapes import vector_size
+from experiment.sections.baselines import BaselineModel, GaussianMixtureModel, GaussianModel, KernelDensityModel
+
+RIDGE = 1e-9  # added to a covariance, in units of the variances of the features
+LEFT_OUT = 1000  # rows whose leave-one-out likelihood chooses the bandwidth
+BANDWIDTHS = (1e-3, 3.0)
+BASELINES = {"gaussian", "gaussian_mixture", "kernel_density"}
+
+
+def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: Tensor | None) -> DensityModel:
+    """The density fitted to rows; without them one of its shape that waits for a state dict.
+
+    Checked by tests/experiment/test_baselines.py.
+
+    Args:
+        section: the `[model]` section.
+        event_shape: shape of one row, a vector.
+        rows: preprocessed training rows `(rows, features)`.
+
+    Raises:
+        ValueError: images, or fewer rows than the model needs.
+    """
+    D = vector_size(event_shape, owner=f"{section.kind} (data.layout='flat')")
+    if rows is None:
+        return _unfitted(section, D)
+    x = rows.double().cpu()
+    needed = section.components if isinstance(section, GaussianMixtureModel) else 2
+    if len(x) < needed:
+        raise ValueError(f"it needs {needed} training rows or more, but there are {len(x)}.")
+    mean, std = x.mean(0), x.std(0).clamp(min=torch.finfo(torch.float32).tiny)
+    x = (x - mean) / std
+    match section:
+        case GaussianModel():
+            means, covariances, weights = x.new_zeros(1, D), _covariance(x)[None], x.new_ones(1)
+        case GaussianMixtureModel():
+            means, covariances, weights = _mixture(section, _some(x, section.most_rows))
+        case KernelDensityModel():
+            return _kernel_density(section, _some(x, section.most_rows), mean, std)
+    scaled = covariances * (std[:, None] * std)
+    return GaussianMixture(mean + std * means, scaled, weights).to(rows.dtype)
+
+
+def _unfitted(section: BaselineModel, D: int) -> DensityModel:
+    if isinstance(section, KernelDensityModel):
+        return KernelDensity(torch.zeros(1, D), torch.eye(D))
+    K = section.components if isinstance(section, GaussianMixtureModel) else 1
+    return GaussianMixture(torch.zeros(K, D), torch.eye(D).expand(K, D, D), torch.ones(K))
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """Of centred rows, by maximum likelihood."""
+    return x.mT @ x / len(x) + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+
+
+def _mixture(section: GaussianMixtureModel, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, covariances and weights; each step raises the likelihood, so that an end before convergence is one too."""
+    em = SklearnMixture(section.components, max_iter=section.iterations, reg_covar=1e-6, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        em.fit(x.numpy())
+    means, covariances, weights = (torch.from_numpy(v) for v in (em.means_, em.covariances_, em.weights_))
+    return means, (covariances + covariances.mT) / 2, weights.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _kernel_density(section: KernelDensityModel, x: Tensor, mean: Tensor, std: Tensor) -> KernelDensity:
+    """Kernels h² C on the rows, C their covariance."""
+    L = torch.linalg.cholesky(_covariance(x - x.mean(0)))
+    h = (
+        bandwidth(torch.linalg.solve_triangular(L, x.mT, upper=False).mT)
+        if section.bandwidth is None
+        else section.bandwidth
+    )
+    return KernelDensity((mean + std * x).float(), (h * std[:, None] * L).float())
+
+
+def bandwidth(x: Tensor) -> float:
+    """h that maximizes Σ_i log (1/(N - 1)) Σ_{n≠i} N(x_i; x_n, h² I) over some rows i of white x `(N, features)`.
+
+    References:
+        Silverman, "Density estimation for statistics and data analysis", 1986, section 3.4.4.
+    """
+    N, D = x.shape
+    some = x[: min(N, LEFT_OUT)]
+    squares = torch.cdist(some, x).square()
+    squares[torch.arange(len(some)), torch.arange(len(some))] = math.inf
+
+    def negative_log_likelihood(log_h: float) -> float:
+        return D * log_h - float((squares / (-2 * math.exp(2 * log_h))).logsumexp(1).mean())
+
+    found = minimize_scalar(negative_log_likelihood, bounds=tuple(map(math.log, BANDWIDTHS)), method="bounded")
+    return math.exp(found.x)
+
+
+def _some(x: Tensor, most: int) -> Tensor:
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return x[order[:most]]

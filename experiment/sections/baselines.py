@@ -1,0 +1,33 @@
+"""Densities of classical statistics, fitted without a gradient: what every model should beat."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from experiment.sections.base import Count, Positive, Section
+
+
+class GaussianModel(Section):
+    """The Gaussian of the mean and the full covariance of the training rows."""
+
+    kind: Literal["gaussian"]
+
+
+class GaussianMixtureModel(Section):
+    """A mixture of Gaussians with full covariances, by expectation maximization from k-means."""
+
+    kind: Literal["gaussian_mixture"]
+    components: Count = 32
+    iterations: Count = 200
+    most_rows: Count = Field(50_000, description="training rows that it is fitted to, drawn at random")
+
+
+class KernelDensityModel(Section):
+    """A Gaussian kernel on each row, shaped as the data; its bandwidth, unless given, by leave-one-out likelihood."""
+
+    kind: Literal["kernel_density"]
+    bandwidth: Positive | None = None
+    most_rows: Count = Field(10_000, description="training rows that get a kernel, drawn at random")
+
+
+BaselineModel = GaussianModel | GaussianMixtureModel | KernelDensityModel

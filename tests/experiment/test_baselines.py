@@ -1,0 +1,99 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.neighbors import KernelDensity as SklearnKernelDensity
+
+from core.kernel_density import KernelDensity
+from experiment import evaluate, load_run, train
+from experiment.baselines import bandwidth, build_baseline
+from experiment.config import parse_config
+from experiment.sections.baselines import GaussianMixtureModel, GaussianModel, KernelDensityModel
+
+ROWS = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MIXED = ROWS @ torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 0.01]], dtype=torch.float64) + 5
+
+
+def config(model: str, **options: object) -> object:
+    return parse_config(
+        {
+            "data": {"kind": "toy", "name": "moons", "train_rows": 2000, "validation_rows": 200, "test_rows": 500},
+            "preprocessing": {"kind": "none", "standardize": True},
+            "model": {"kind": model, **options},
+        },
+        source="test",
+    )
+
+
+def test_the_gaussian_has_the_mean_and_covariance_of_its_rows() -> None:
+    model = build_baseline(GaussianModel(kind="gaussian"), (3,), MIXED)
+    expected = stats.multivariate_normal(MIXED.mean(0), np.cov(MIXED.numpy(), rowvar=False, bias=True)).logpdf(MIXED)
+    np.testing.assert_allclose(model.log_prob(MIXED).numpy(), expected, atol=1e-3)
+
+
+def test_the_mixture_finds_clusters_of_their_own_shapes() -> None:
+    g = torch.Generator().manual_seed(1)
+    near = torch.randn(3000, 2, generator=g, dtype=torch.float64) * torch.tensor([0.1, 2.0])
+    far = torch.randn(1000, 2, generator=g, dtype=torch.float64) + 20
+    section = GaussianMixtureModel(kind="gaussian_mixture", components=2)
+    model = build_baseline(section, (2,), torch.cat([near, far]))
+    order = model.means[:, 0].argsort()
+    torch.testing.assert_close(model.log_weights.exp()[order], torch.tensor([0.75, 0.25]).double(), atol=1e-6, rtol=0)
+    variances = model.eigenvalues[order].sort().values
+    torch.testing.assert_close(variances, torch.tensor([[0.01, 4.0], [1.0, 1.0]]).double(), rtol=0.12, atol=0)
+
+
+def test_the_bandwidth_has_the_largest_leave_one_out_likelihood() -> None:
+    x = MIXED.clone()
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).mT
+    h = bandwidth(x)
+
+    def left_out(h: float) -> float:
+        kept = ~torch.eye(len(x), dtype=torch.bool)
+        log_kernels = -0.5 * torch.cdist(x, x).square() / h**2 - 3 * math.log(h)
+        return float(log_kernels.where(kept, -math.inf).logsumexp(1).mean())
+
+    assert left_out(h) > max(left_out(0.97 * h), left_out(1.03 * h))
+    assert 0.5 < h / 500 ** (-1 / 7) < 1.5  # near Scott's rule for a Gaussian
+
+
+def test_kernels_are_those_of_scikit_learn() -> None:
+    h, L = 0.3, torch.eye(3, dtype=torch.float64)
+    found = KernelDensity(ROWS, h * L).log_prob(ROWS[:50] + 1)
+    expected = SklearnKernelDensity(bandwidth=h).fit(ROWS.numpy()).score_samples(ROWS[:50].numpy() + 1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+
+
+def test_kernels_follow_the_shape_of_the_data() -> None:
+    section = KernelDensityModel(kind="kernel_density", most_rows=400)
+    model = build_baseline(section, (3,), MIXED)
+    whitened = torch.linalg.solve_triangular(model.scale_tril.double(), (MIXED - MIXED.mean(0)).mT, upper=False)
+    torch.testing.assert_close(
+        torch.cov(whitened) * model.scale_tril[0, 0] ** 2, MIXED[:, 0].var() * torch.eye(3).double(), rtol=0.3, atol=1.5
+    )
+    assert len(model.rows) == 400
+
+
+@pytest.mark.parametrize("model", ["gaussian", "gaussian_mixture", "kernel_density"])
+def test_a_run_is_fitted_saved_evaluated_and_drawn_from(model: str, tmp_path: Path) -> None:
+    run = train(config(model), tmp_path / model)
+    s = evaluate(run.path, audit_rows=0)
+    assert s.kind == "exact"
+    assert {"gaussian": 0.2, "gaussian_mixture": -0.1, "kernel_density": -0.1}[
+        model
+    ] < -s.log_prob_nats - s.entropy_nats
+    assert -s.log_prob_nats - s.entropy_nats < {"gaussian": 1.2, "gaussian_mixture": 0.3, "kernel_density": 0.5}[model]
+    loaded = load_run(run.path)
+    assert loaded.sample((7,)).shape == (7, 2)
+    again = train(config(model), tmp_path / model, resume=True)
+    assert again.best.read_bytes() == run.best.read_bytes()
+
+
+def test_images_and_few_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.layout='flat'"):
+        build_baseline(GaussianModel(kind="gaussian"), (1, 8, 8), None)
+    with pytest.raises(ValueError, match="needs 32 training rows"):
+        build_baseline(GaussianMixtureModel(kind="gaussian_mixture"), (3,), ROWS[:10])
