@@ -1,6 +1,5 @@
 """A mixture of logistics as an elementwise map to the normal law: lighter tail, rate and quantile, at any distance."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,17 +9,20 @@ from torch.nn import functional as F
 
 from core.shapes import features_first
 from discrete.bijections.quantiles import (
+    Residual,
     TailAt,
+    batch_second,
     bracketed_newton,
     choose,
     log_hazard,
-    log_ndtr,
+    log_ndtr_below,
     lower_quantile,
+    may_have,
     mixture_quantile,
 )
 
 SATURATED = 40.0  # for u < -40 σ(u) is e^u to rounding, in either dtype, and far from underflow
-KNOTS = (-6.0, -3.5, -2.0, -1.0, 0.0, 1.0, 2.0, 3.5, 6.0)  # of a component, in scales from its mean
+KNOTS, REACH = 288, 6.0  # of a table, in all or 9 a component, so many scales from its mean
 CACHE = 2**17  # values that a CPU core has at hand: half a megabyte in float32
 
 
@@ -39,10 +41,13 @@ class LogisticMixture(NamedTuple):
 
     def quantile(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = F⁻¹(Φ(z)), and log dx/dz."""
-        x = mixture_quantile(type(self), z, *self)
-        lower = (z <= 0).to(z.dtype)
-        _, log_p, log_rate = self.tail(x, lower)
-        return x, log_hazard(z * (2 * lower - 1), log_p) - log_rate
+        x, log_rate = mixture_quantile(type(self), z, *self)
+        if torch.is_grad_enabled():  # else what the search saw last is enough
+            lower = (z <= 0).to(z.dtype)
+            _, log_p, log_rate = self.tail(x, lower)
+            return x, log_hazard(z * (2 * lower - 1), log_p) - log_rate
+        below = -z.abs()
+        return x, log_hazard(below, log_ndtr_below(below)) - log_rate
 
     def tail(self, x: Tensor, lower: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """1 where the lighter tail P is F and 0 where it is 1 - F, log P and log f/P; or of the side asked for."""
@@ -63,14 +68,14 @@ class LogisticMixture(NamedTuple):
         u = (x - self.mu) * torch.exp(-self.log_s)
         return self.log_w + F.logsigmoid(u) + F.logsigmoid(-u) - self.log_s
 
-    def search(self, z: Tensor) -> Tensor:
-        """The root x of log P(x) = log Φ(-|z|), on the side of z: log F is all but straight where x is far out."""
-        lower = (z <= 0).to(z.dtype)
-        side, goal = 2 * lower - 1, log_ndtr(-z.abs())
+    def search(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The root x of log P(x) = log Φ(-|z|), on the side of z, where log F is all but straight; and log f/P."""
+        lower, goal = (z <= 0).to(z.dtype), log_ndtr_below(-z.abs())
 
-        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
-            _, log_p, log_rate = self.tail(x, lower)
-            return side * (log_p - goal), log_rate
+        def select(index: Tensor) -> Residual:
+            place = index % self.mu[0].numel() if _shared(self.mu) else index
+            parameters = (p.flatten(1)[:, place] for p in self)
+            return LogisticMixture(*parameters)._residual(lower.flatten()[index], goal.flatten()[index])
 
         eps, s = torch.finfo(z.dtype).eps, self.log_s.exp()
         # The components' own quantiles lie within these, a scale farther out: at the least every F_k ≤ Φ(z).
@@ -79,13 +84,24 @@ class LogisticMixture(NamedTuple):
         x = (low + high) / 2
         if _shared(self.mu):
             x, low, high = self.narrow(z, low, high)
-        # |d log r'/dx| ≤ 2/s, so that behind a step δ the next is at most δ²/s.
-        tolerance, reach = 4 * eps * (1 - goal), 0.5 * math.sqrt(eps) * s.amin(0)
-        return bracketed_newton(residual, x, low, high, tolerance=tolerance, reach=reach)
+        tolerance = 4 * eps * (1 - goal)
+        residual = self._residual(lower, goal)
+        return bracketed_newton(residual, x, low, high, tolerance=tolerance, select=select)
+
+    def _residual(self, lower: Tensor, goal: Tensor) -> Residual:
+        """log P(x) - log Φ, signed so that it rises with x."""
+        side = 2 * lower - 1
+
+        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
+            _, log_p, log_rate = self.tail(x, lower)
+            return side * (log_p - goal), log_rate
+
+        return residual
 
     def narrow(self, z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Start and bracket of each row from a table of knots that all rows share, cubic between two of them."""
-        offsets = torch.tensor(KNOTS, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in self.mu.shape))
+        steps = torch.linspace(-REACH, REACH, max(9, KNOTS // len(self.mu)), dtype=z.dtype, device=z.device)
+        offsets = steps.reshape(-1, *(1 for _ in self.mu.shape))
         knots = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).sort(0).values
         values, log_slopes = self.gaussianize(knots)
         table = [features_first(part) for part in (knots, values.cummax(0).values, torch.exp(-log_slopes))]
@@ -119,20 +135,36 @@ class _Tail(Function):
     d log P = Σ r_k (d log w_k + σ(-v_k) dv_k), d log f = Σ g_k (d log w_k + (σ(-u_k) - σ(u_k)) du_k - d log s_k).
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        log_w: Tensor,
+        mu: Tensor,
+        log_s: Tensor,
+        lower: Tensor | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        if lower is not None:
+            lower = lower.expand(info.batch_size, *lower.shape) if in_dims[4] is None else lower.movedim(in_dims[4], 0)
+        return _Tail.apply(*batch_second(info.batch_size, in_dims[:4], x, log_w, mu, log_s), lower), (0, 0, 0)
 
     @staticmethod
     def forward(
         x: Tensor, log_w: Tensor, mu: Tensor, log_s: Tensor, lower: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = log_w.exp(), torch.exp(log_w - log_s)
-        parts = [_sums(part, mu, torch.exp(-log_s), *weights) for part in x.split(_parts(x, mu))]
-        P, Q, f, nearest, *ends = (torch.cat(part) for part in zip(*parts, strict=True))
+        law = mu, torch.exp(-log_s), log_w.exp(), torch.exp(log_w - log_s)
+        sums = _shifted_sums if _far_from_all(x, *law[:2]) else _sums
+        parts = [sums(part, *law) for part in x.split(_parts(x, mu))]
+        P, Q, f, *shifts = (torch.cat(part) for part in zip(*parts, strict=True))
         lower = (P <= Q).to(P.dtype) if lower is None else lower.clone()
-        log_p, beyond = choose(lower, P, Q).log_(), _excess(choose(lower, *ends))
-        # Beyond all components both are the same large number, which must cancel by itself.
-        log_rate = f.log_().sub_(log_p).add_(beyond - _excess(nearest))
-        return lower, log_p.sub_(beyond), log_rate
+        log_p = choose(lower, P, Q).log_()
+        log_rate = f.log_().sub_(log_p)
+        if shifts:
+            c, beyond = shifts[0], choose(lower, *shifts[1:])
+            # Beyond all components both are the same large number, which must cancel by itself.
+            log_p, log_rate = log_p.sub_(beyond), log_rate.add_(beyond - c)
+        return lower, log_p, log_rate
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,15 +180,31 @@ class _Tail(Function):
         return torch.cat(dx), sum(dw), sum(dmu), sum(ds), None
 
 
-def _sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
-    """F, 1 - F and f, each over its power of e, and how far x lies from the nearest component, above and below all."""
+def _far_from_all(x: Tensor, mu: Tensor, inverse_s: Tensor) -> bool:
+    """Whether some |u_k| may exceed 40 for all k: not where one component is near the least and the greatest x."""
+    if not _shared(mu) or not len(x):
+        return True
+    ends = torch.stack([x.amin(0), x.amax(0)])
+    return may_have(((ends - mu) * inverse_s).abs().amax(1).amin(0) > SATURATED)
+
+
+def _shifted_sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
+    """As `_sums`, each over its power of e, and the logs of those: that of f, and those of the tails."""
     u = torch.sub(x, mu).mul_(inverse_s)
-    nearest, below, above = u.abs().amin(0), u.amax(0).neg_(), u.amin(0)
-    u.sub_(torch.copysign(_excess(nearest), u))
+    c, below, above = _excess(u.abs().amin(0)), _excess(-u.amax(0)), _excess(u.amin(0))
+    return *_weighted(u.sub_(torch.copysign(c, u)), w, w_over_s), c, below, above
+
+
+def _sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
+    """F, 1 - F and f."""
+    return _weighted(torch.sub(x, mu).mul_(inverse_s), w, w_over_s)
+
+
+def _weighted(u: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left = torch.sigmoid(u)
     right = u.neg_().sigmoid_()
     f = left.mul(right).mul_(w_over_s).sum(0)
-    return left.mul_(w).sum(0), right.mul_(w).sum(0), f, nearest, below, above
+    return left.mul_(w).sum(0), right.mul_(w).sum(0), f
 
 
 def _gradients(

@@ -36,7 +36,7 @@ class Mixture(NamedTuple):
 
     def quantile(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = F⁻¹(Φ(z)), and log dx/dz = log φ(z) - log f(x)."""
-        x = mixture_quantile(type(self), z, *self)
+        x, _ = mixture_quantile(type(self), z, *self)
         return x, log_normal(z) - self.log_densities(self.standardize(x)).logsumexp(0)
 
     def standardize(self, x: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class Mixture(NamedTuple):
         hazards = hazard(side * u, log_tails - self.log_w) * torch.exp(-self.log_s)
         return TailAt(side, log_tails, self.log_densities(u), (torch.softmax(log_tails, 0) * hazards).sum(0))
 
-    def search(self, z: Tensor) -> Tensor:
-        """The root x of z(x) = z, to the rounding of z."""
+    def search(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The root x of z(x) = z, to the rounding of z, and log dz/dx."""
         # At the least of μ_k + s_k z every u_k ≤ z, so that F ≤ Σ w_k Φ(z) = Φ(z); at the greatest F ≥ Φ(z).
         q = self.mu + self.log_s.exp() * z
 
