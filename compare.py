@@ -1,4 +1,4 @@
-"""Several runs side by side: tables and figures."""
+"""Several models side by side: a table, a page, figures."""
 
 import sys
 from pathlib import Path
@@ -10,19 +10,21 @@ from experiment.cli import parser, run
 def main() -> None:
     """Parses, compares, prints the table."""
     p = parser(
-        "Compare trained runs on the same test rows with the same noise; evaluates what is not evaluated yet.",
-        example="compare.py runs/demo/real_nvp runs/demo/vp_sde --out runs/demo",
+        "Compare models on the same test rows with the same noise, beside a Gaussian, a mixture and a kernel density; "
+        "trains and evaluates what is missing.",
+        example="compare.py runs/demo/real_nvp configs/digits/vp_sde.toml --out runs/demo",
     )
-    p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder made by train.py")
-    p.add_argument("--out", type=Path, default=Path("runs/comparison"), help="where tables and figures go")
+    p.add_argument("contenders", type=Path, nargs="+", metavar="RUN|CONFIG", help="run folder or config file")
+    p.add_argument("--out", type=Path, default=Path("runs/comparison"), help="where tables, figures and the page go")
     p.add_argument("--draws", type=int, help="dequantization draws a row; default each config's")
+    p.add_argument("--samples", type=int, metavar="N", help="draws of each model, 0 for none; default 2000, 100 images")
+    p.add_argument("--no-baselines", dest="with_baselines", action="store_false", help="no classical densities")
     p.add_argument("--data-root", type=Path, help="folder of the data files; default where the runs were trained")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    a = p.parse_args()
-    options = {"draws": a.draws, "data_root": a.data_root, "device": a.device, "threads": a.threads}
-    found = compare(a.runs, a.out, progress_bar=not a.quiet, **options)
+    p.add_argument("--quiet", dest="progress_bar", action="store_false", help="no progress bar")
+    options = vars(p.parse_args())
+    found = compare(options.pop("contenders"), options.pop("out"), **options)
     print(found.text())
-    print(f"\nwrote {a.out}: comparison.md, .csv and .json, samples.png, likelihoods.png")
+    print(f"\nwrote {found.folder}: comparison.html, .md, .tex, .csv and .json, and the figures as PNG")
 
 
 if __name__ == "__main__":

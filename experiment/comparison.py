@@ -1,42 +1,51 @@
-"""Runs side by side on the same rows with the same noise: tables, figures, paired differences."""
+"""Models side by side on the same rows with the same noise: trained, evaluated, ranked, drawn, put on a page."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
+from experiment import comparison_tables as tables
 from experiment.budget import Array
+from experiment.comparison_page import write_page
+from experiment.contenders import baselines, open_or_train
+from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import UserError
 from experiment.evaluation import evaluate, saved_log_prob, saved_summary
 from experiment.files import write_atomic, write_json
-from experiment.plots import likelihood_figure, png, sample_figure
-from experiment.run import Run, load_run, open_run
-from experiment.summary import Summary, known
+from experiment.paired import PairedDifference, paired_differences, ranks, tied_groups
+from experiment.published import Published, published
+from experiment.quality import Quality, draws_of, floor, quality
+from experiment.run import Run
+from experiment.summary import Summary
 
-SAMPLE_SEED = 30_000_000
+DRAWN_ROWS, DRAWN_IMAGES = 2000, 100
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean of log p_first - log p_second over shared rows and draws, nats: what the rows have in common cancels.
+class Entry:
+    """A model of a comparison.
 
     Attributes:
-        first: name of a run.
-        second: name of another.
-        difference_nats: above 0 where the first is better.
-        error_nats: standard error over rows, with both solver errors in quadrature.
+        run: its run.
+        summary: its likelihood with the error budget.
+        log_prob: log-densities, `(draws, rows)`, nats.
+        rank: 1 and the number of models that are significantly better.
+        tied: letters; two models that share one are not told apart by the rows.
+        draws: samples, `(count, *event)`; None where none were asked for.
+        quality: how near they are to test rows.
     """
 
-    first: str
-    second: str
-    difference_nats: float
-    error_nats: float
+    run: Run
+    summary: Summary
+    log_prob: Array
+    rank: int
+    tied: str
+    draws: Array | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)
@@ -44,65 +53,80 @@ class Comparison:
     """What `compare` found and wrote.
 
     Attributes:
-        summaries: one a run, best first.
-        differences: the best run against each other.
-        folder: where tables and figures lie.
+        entries: one a model, best first.
+        differences: every pair, the better first.
+        floor: what training rows in the place of draws have; None where nothing was drawn.
+        published: numbers of papers on the same data.
+        dataset: the data.
+        folder: where tables, figures and the page lie.
     """
 
-    summaries: tuple[Summary, ...]
+    entries: tuple[Entry, ...]
     differences: tuple[PairedDifference, ...]
+    floor: Quality | None
+    published: tuple[Published, ...]
+    dataset: Dataset
     folder: Path
+
+    @property
+    def summaries(self) -> tuple[Summary, ...]:
+        """Of each model, best first."""
+        return tuple(entry.summary for entry in self.entries)
 
     def text(self) -> str:
         """The table for a terminal."""
-        header, rows = _cells(self.summaries)
-        widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-        rule = "  ".join("-" * w for w in widths)
-
-        def line(cells: Sequence[str]) -> str:
-            return "  ".join(
-                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-            )
-
-        return "\n".join([line(header), rule, *(line(row) for row in rows), "", *self._notes()])
+        return "\n".join([tables.text(tables.cells(self)), "", *self.notes()])
 
     def markdown(self) -> str:
-        """The table as GitHub-flavoured Markdown."""
-        header, rows = _cells(self.summaries)
-        lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "\n".join(self._notes()) + "\n"
+        """The table as GitHub-flavoured Markdown, with the published numbers under it."""
+        parts = [tables.markdown(tables.cells(self)), "\n".join(f"- {note}" for note in self.notes())]
+        if self.published:
+            parts.append(tables.markdown(tables.published_cells(self.published)))
+        return "\n\n".join(parts) + "\n"
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What the table needs to be read, a sentence each, and what the best model gains."""
         s = self.summaries[0]
         notes = [
             f"{s.data}: {s.rows} test rows of {s.dimensions} dimensions, {s.draws} noise draw(s) each, the same for "
-            "every model. ± is one standard error over rows with the solver error in quadrature.",
+            "every model. ± is one standard error over rows with the solver error in quadrature. Models that share a "
+            "letter are tied: all pairs by a paired bootstrap, Holm's correction at 5 %."
         ]
-        notes += [
-            f"{d.first} over {d.second}: {d.difference_nats:+.3f} ± {d.error_nats:.3f} nats a row, paired."
-            for d in self.differences
-        ]
+        notes += [_sentence(d) for d in self.differences if d.first == s.run]
+        if any(d.bound for d in self.differences) and len({s.kind for s in self.summaries}) > 1:
+            notes.append(
+                "A bound lies below the model's log-likelihood: that it is lower alone does not make it worse."
+            )
+        if self.floor is not None:
+            notes.append(
+                f"Training rows in the place of draws: SW₂ {self.floor.sliced_wasserstein:.4f}, MMD² "
+                f"{self.floor.mmd:+.5f}; {_scale(self.dataset)}."
+            )
         return notes
 
 
 def compare(
-    runs: Sequence[str | Path],
+    contenders: Sequence[str | Path],
     out: str | Path,
     *,
     draws: int | None = None,
+    samples: int | None = None,
+    with_baselines: bool = True,
     data_root: str | Path | None = None,
     device: str = "cpu",
     threads: int = 0,
     progress_bar: bool = False,
 ) -> Comparison:
-    """Evaluates what is not evaluated yet and writes tables and figures side by side.
+    """Trains and evaluates what is missing, ranks the models, and writes tables, figures and one page.
 
-    Writes `comparison.{md,csv,json}`, `samples.png` and `likelihoods.png` into `out`.
+    Writes `comparison.{html,md,tex,csv,json}` and the figures of the page as PNG into `out`.
 
     Args:
-        runs: run folders, one or more, trained on the same data.
-        out: folder of the results.
+        contenders: run folders and config files of the same data, one or more.
+        out: folder of the results; baselines go into `baselines` in it.
         draws: dequantization draws a row; each config's where omitted.
+        samples: draws of each model for the distances from test rows; 0 for none; 2000, of images 100, where omitted.
+        with_baselines: whether a Gaussian, a Gaussian mixture and a kernel density are fitted beside them.
         data_root: folder of the data files, where it moved since training.
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of each model.
@@ -112,35 +136,71 @@ def compare(
         The comparison, best model first.
 
     Raises:
-        UserError: no run, two runs of one name, or runs that were tested on different rows or noise.
+        UserError: nothing to compare, two runs of one name, or runs that were tested on different rows or noise.
     """
-    if draws is not None and draws < 1:
-        raise UserError(f"--draws must be 1 or more, but is {draws}.")
-    opened = [open_run(run) for run in runs]
-    _check_names(opened)
+    if (draws is not None and draws < 1) or (samples is not None and samples < 0):
+        raise UserError(f"--draws must be 1 or more and --samples 0 or more, but they are {draws} and {samples}.")
+    place, root = resolve_device(device), None if data_root is None else Path(data_root)
+    options = _Options(data_root, device, threads, progress_bar)
+    runs = open_or_train(contenders, **vars(options))
     _make_folder(Path(out))
-    found = {
-        run.name: saved_summary(run, draws=draws)
-        or evaluate(
-            run.path, draws=draws, data_root=data_root, device=device, threads=threads, progress_bar=progress_bar
-        )
-        for run in opened
-    }
+    found = {run.name: _evaluated(run, draws, options) for run in runs}
     _check_same_rows(list(found.values()))
-    ranked = sorted(opened, key=lambda run: -found[run.name].log_prob_nats)
-    values = [saved_log_prob(run) for run in ranked]
-    summaries = tuple(found[run.name] for run in ranked)
-    differences = tuple(_paired(summaries[0], s, values[0], v) for s, v in zip(summaries[1:], values[1:], strict=True))
-    comparison = Comparison(summaries, differences, Path(out))
-    _write(comparison, ranked, values, data_root=data_root, device=device)
+    dataset = runs[0].load_data(root)
+    added = baselines(runs[0], Path(out) / "baselines", **vars(options)) if with_baselines else []
+    added = [run for run in added if run.name not in found]
+    most = max(s.draws for s in found.values())
+    found |= {run.name: _evaluated(run, most, options) for run in added}
+    differences, entries = _ranked([*runs, *added], found)
+    count = samples if samples is not None else DRAWN_IMAGES if dataset.image_shape is not None else DRAWN_ROWS
+    count = min(count, len(dataset.test), len(dataset.train))
+    comparison = Comparison(
+        entries=tuple(_drawn(entry, dataset, count, place) for entry in entries),
+        differences=tuple(differences),
+        floor=floor(dataset, count) if count > 1 else None,
+        published=published(dataset.name),
+        dataset=dataset,
+        folder=Path(out),
+    )
+    _write_tables(comparison)
+    write_page(comparison, device=place)
     return comparison
 
 
-def _paired(first: Summary, second: Summary, a: Array, b: Array) -> PairedDifference:
-    rows = (a - b).mean(0)
-    statistical = float(rows.std(ddof=1)) / math.sqrt(len(rows))
-    error = math.hypot(statistical, first.solver_error_nats, second.solver_error_nats)
-    return PairedDifference(first.run, second.run, float(rows.mean()), error)
+@dataclass(frozen=True)
+class _Options:
+    data_root: str | Path | None
+    device: str
+    threads: int
+    progress_bar: bool
+
+
+def _evaluated(run: Run, draws: int | None, options: _Options) -> Summary:
+    return saved_summary(run, draws=draws) or evaluate(run.path, draws=draws, **vars(options))
+
+
+def _ranked(runs: Sequence[Run], found: dict[str, Summary]) -> tuple[list[PairedDifference], list[Entry]]:
+    """Every pair, and the models, best first."""
+    order = sorted(runs, key=lambda run: -found[run.name].log_prob_nats)
+    log_prob = {run.name: saved_log_prob(run) for run in order}
+    names, summaries = list(log_prob), [found[name] for name in log_prob]
+    differences = paired_differences(
+        names,
+        list(log_prob.values()),
+        [s.solver_error_nats for s in summaries],
+        [s.kind == "bound" for s in summaries],
+    )
+    places, letters = ranks(names, differences), tied_groups(names, differences)
+    return differences, [
+        Entry(run, found[run.name], log_prob[run.name], places[run.name], letters[run.name]) for run in order
+    ]
+
+
+def _drawn(entry: Entry, dataset: Dataset, count: int, device: torch.device) -> Entry:
+    if count < 2:
+        return entry
+    draws = draws_of(entry.run, dataset, count, device=device)
+    return replace(entry, draws=draws.x, quality=quality(draws, dataset))
 
 
 def _make_folder(folder: Path) -> None:
@@ -148,15 +208,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made a folder: {error.strerror or error}.") from error
-
-
-def _check_names(runs: Sequence[Run]) -> None:
-    if not runs:
-        raise UserError("compare needs at least one run folder, but none was given.")
-    names = [run.name for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"two runs are called {twice!r}; a table needs folders with different names.")
 
 
 def _check_same_rows(summaries: Sequence[Summary]) -> None:
@@ -180,60 +231,37 @@ def _check_same_rows(summaries: Sequence[Summary]) -> None:
             )
 
 
-def _cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table, as text."""
-    integers = summaries[0].bits_per_dim is not None
-    header = ["run", "kind", "log p(x | y) (nats)" if summaries[0].conditional else "log p (nats)"]
-    header += ["bits/dim", "log-mean-exp"] if integers else []
-    header += ["± rows", "± draws", "± trace", "± solver", "truncation", "NFE", "parameters", "train s", "eval s"]
-    return header, [_row(s, integers=integers) for s in summaries]
+def _sentence(d: PairedDifference) -> str:
+    tied = "" if d.significant else "; tied"
+    return (
+        f"{d.first} over {d.second}: {d.difference_nats:+.3f} ± {d.error_nats:.3f} nats a row, paired, 95 % interval "
+        f"{d.low_nats:+.3f} to {d.high_nats:+.3f}, p = {d.adjusted_p_value:.2g} for all pairs{tied}."
+    )
 
 
-def _row(s: Summary, *, integers: bool) -> list[str]:
-    cells = [s.run, s.kind, f"{s.log_prob_nats:.3f} ± {s.error_nats:.3f}"]
-    if integers:
-        tighter = s.bits_per_dim_log_mean_exp
-        cells += [f"{s.bits_per_dim:.4f} ± {s.bits_per_dim_error:.4f}", "-" if tighter is None else f"{tighter:.4f}"]
-    cells += [f"{s.sampling_error_nats:.4f}", known(s.dequantization_error_nats), known(s.trace_error_nats)]
-    cells += [f"{s.solver_error_nats:.4f}", f"{s.truncation_nats:+.4f}", f"{s.nfe:.0f}", f"{s.parameters:,}"]
-    return [*cells, f"{s.train_seconds:.0f}", f"{s.seconds:.0f}"]
+def _scale(dataset: Dataset) -> str:
+    if dataset.image_shape is None:
+        return "each column in units of its standard deviation over test rows"
+    return "pixels in units of their range"
 
 
-def _write(
-    comparison: Comparison,
-    runs: Sequence[Run],
-    log_prob: Sequence[Array],
-    *,
-    data_root: str | Path | None,
-    device: str,
-) -> None:
-    rows = [asdict(s) for s in comparison.summaries]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    samples = _samples(runs, data_root=data_root, device=device)
-    figures = {"samples.png": samples, "likelihoods.png": likelihood_figure(comparison.summaries, log_prob)}
-    folder = comparison.folder
-    for name, figure in figures.items():
-        write_atomic(folder / name, png(figure))
-    differences = [asdict(d) for d in comparison.differences]
-    write_json(folder / "comparison.json", {"runs": rows, "paired_differences": differences})
+def _write_tables(comparison: Comparison) -> None:
+    folder, table = comparison.folder, tables.cells(comparison)
+    content = {
+        "models": [
+            {
+                **asdict(e.summary),
+                "rank": e.rank,
+                "tied": e.tied,
+                "quality": None if e.quality is None else asdict(e.quality),
+            }
+            for e in comparison.entries
+        ],
+        "paired_differences": [asdict(d) for d in comparison.differences],
+        "floor": None if comparison.floor is None else asdict(comparison.floor),
+        "published": [{**asdict(p), "error": None if math.isnan(p.error) else p.error} for p in comparison.published],
+    }
+    write_json(folder / "comparison.json", content)
     write_atomic(folder / "comparison.md", comparison.markdown().encode())
-    write_atomic(folder / "comparison.csv", table.getvalue().encode())
-
-
-def _samples(runs: Sequence[Run], *, data_root: str | Path | None, device: str) -> Figure:
-    """Draws of each run beside its test data."""
-    dataset = runs[0].load_data(None if data_root is None else Path(data_root))
-    count = 64 if dataset.image_shape is not None else 4000
-    samples = {"test data": dataset.test[:count].double().numpy()}
-    place = resolve_device(device)
-    context = dataset.context("test")
-    context = None if context is None else context[:count].to(place)
-    for run in runs:
-        generator = torch.Generator(place).manual_seed(SAMPLE_SEED)
-        rows = count if context is None else len(context)
-        drawn = load_run(run.path, device=place).sample((rows,), context=context, generator=generator)
-        samples[run.name] = drawn.double().cpu().numpy()
-    return sample_figure(samples, image_shape=dataset.image_shape, bins=dataset.bins, title=f"Samples: {dataset.name}")
+    write_atomic(folder / "comparison.tex", tables.latex(table).encode())
+    write_atomic(folder / "comparison.csv", tables.comma_separated(comparison).encode())

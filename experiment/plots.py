@@ -38,8 +38,8 @@ def sample_figure(
         title: title of the figure.
     """
     first = next(iter(samples.values()))
-    limits = _limits(first) if image_shape is None and first.shape[1] > 1 else None
-    sheets = {name: _tile(rows, image_shape, columns=columns) for name, rows in samples.items()} if image_shape else {}
+    limits = extent_of(first) if image_shape is None and first.shape[1] > 1 else None
+    sheets = {name: tile(rows, image_shape, columns=columns) for name, rows in samples.items()} if image_shape else {}
     flatness = max((sheet.shape[0] / sheet.shape[1] for sheet in sheets.values()), default=1.0)
     figure = _figure(len(samples), title, flatness=min(flatness, 1.6) if limits is None else _flatness(limits))
     axes = figure.subplots(1, len(samples), squeeze=False)[0]
@@ -74,7 +74,7 @@ def moving_figure(
         if image_shape is None:
             axis.collections[0].set_offsets(rows[:, :2])
         else:
-            axis.images[0].set_data(_shade(_tile(rows, image_shape, columns=columns), *shades))
+            axis.images[0].set_data(_shade(tile(rows, image_shape, columns=columns), *shades))
 
     return figure, show
 
@@ -111,7 +111,7 @@ def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array])
     right.set_ylabel("rows")
     right.legend(frameon=False, fontsize=9)
     for axis in (left, right):
-        _plain(axis)
+        plain_axis(axis)
     figure.suptitle(f"Test likelihood on {summaries[0].data}", fontsize=12, color=INK)
     return figure
 
@@ -156,7 +156,7 @@ def _unit(summary: "Summary") -> tuple[float, str]:
     return -1.0 / (summary.dimensions * float(np.log(2))), "bits/dim"
 
 
-def _tile(rows: Array, image_shape: tuple[int, ...], *, columns: int | None = None, most: int = 8) -> Array:
+def tile(rows: Array, image_shape: tuple[int, ...], *, columns: int | None = None, most: int = 8) -> Array:
     """Images as one, at most `most` lines of them, a square unless told otherwise, framed thinly; colours last."""
     *colours, height, width = image_shape
     side = min(most, math.isqrt(max(len(rows) - 1, 0)) + 1)
@@ -176,7 +176,8 @@ def _shade(sheet: Array, low: float, high: float) -> Array:
     return np.clip((sheet - low) / (high - low if high > low else 1.0), 0, 1)
 
 
-def _limits(rows: Array) -> tuple[float, float, float, float]:
+def extent_of(rows: Array) -> tuple[float, float, float, float]:
+    """x from, x to, y from, y to of the first two columns, with a margin."""
     low, high = rows[:, :2].min(0), rows[:, :2].max(0)
     margin = np.where(high > low, 0.08 * (high - low), 0.5)
     (left, bottom), (right, top) = low - margin, high + margin
@@ -192,17 +193,18 @@ def _flatness(limits: tuple[float, float, float, float]) -> float:
 def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, float, float] | None) -> None:
     if rows.shape[1] == 1:
         axis.hist(rows[:, 0], bins=60, color=colour)
-        _plain(axis)
+        plain_axis(axis)
         return
     axis.scatter(rows[:, 0], rows[:, 1], s=2, alpha=0.35, color=colour, linewidths=0)
     if limits is not None:
         axis.set_xlim(limits[:2])
         axis.set_ylim(limits[2:])
     axis.set_aspect("equal")
-    _plain(axis)
+    plain_axis(axis)
 
 
-def _plain(axis: Axes) -> None:
+def plain_axis(axis: Axes) -> None:
+    """Takes away what carries nothing."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.tick_params(colors=MUTED, labelsize=8)

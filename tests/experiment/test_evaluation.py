@@ -14,7 +14,6 @@ from core import StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
 from experiment import checks, compare, evaluate, evaluation, load_run, normalization_check, train
-from experiment.comparison import _paired
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
 from experiment.evaluation import _check_finite, _measure, _subject, _summarise, saved_log_prob, saved_summary
@@ -209,16 +208,6 @@ def test_the_error_budget_in_closed_form(digits):
     assert summary(math.nan).trace_error_nats is None
 
 
-def test_a_paired_difference_cancels_what_rows_share(digits):
-    generator = np.random.default_rng(0)
-    shared, own = 50 * generator.normal(size=(3, 2000)), generator.normal(size=(3, 2000))
-    summary = dataclasses.replace(evaluate(digits[0].path, threads=1), solver_error_nats=0.03)
-    other = dataclasses.replace(summary, solver_error_nats=0.04)
-    found = _paired(summary, other, shared + 0.7 + own, shared)
-    assert found.difference_nats == pytest.approx(0.7, abs=4 / math.sqrt(6000))
-    assert found.error_nats == pytest.approx(math.hypot(1 / math.sqrt(6000), 0.05), rel=0.03)
-
-
 def test_a_likelihood_that_is_not_finite_names_the_row():
     values = torch.tensor([0.0, 1.0, math.nan])
     with pytest.raises(NumericalError, match="test row 1002 is nan"):
@@ -236,9 +225,11 @@ def test_a_summary_of_other_weights_or_draws_is_not_reused(digits):
 
 
 def test_compare_writes_tables_and_figures_of_images(digits, tmp_path):
-    found = compare([run.path for run in digits], tmp_path / "out", threads=1)
+    found = compare([run.path for run in digits], tmp_path / "out", with_baselines=False, samples=16, threads=1)
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"comparison.md", "comparison.csv", "comparison.json", "samples.png", "likelihoods.png"}
+    figures = {"likelihoods", "differences", "budget", "scatter", "disagreement", "samples", "learning"}
+    tables = {f"comparison.{suffix}" for suffix in ("html", "md", "tex", "csv", "json")}
+    assert names == tables | {f"{name}.png" for name in figures}
     assert isinstance(found.summaries[0], Summary)
     assert found.summaries[0].log_prob_nats >= found.summaries[1].log_prob_nats
     rows = [saved_log_prob(open_run(digits[i].path)) for i in range(2)]
@@ -249,13 +240,13 @@ def test_compare_writes_tables_and_figures_of_images(digits, tmp_path):
 
 
 def test_compare_draws_points(toys, tmp_path):
-    found = compare([run.path for run in toys], tmp_path, threads=1)
+    found = compare([run.path for run in toys], tmp_path, with_baselines=False, threads=1)
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert "bits/dim" not in found.text()
 
 
 def test_paired_error_is_smaller_than_the_single_ones_for_like_models(toys, tmp_path):
-    found = compare([run.path for run in toys], tmp_path, threads=1)
+    found = compare([run.path for run in toys], tmp_path, with_baselines=False, threads=1)
     assert found.differences[0].error_nats < found.summaries[0].error_nats + found.summaries[1].error_nats
 
 
@@ -287,7 +278,7 @@ def test_data_that_changed_since_training_are_refused(tmp_path):
     with pytest.raises(UserError, match="trained on other rows"):
         train(run.config, run.path, data_root=tmp_path, resume=True)
     with pytest.raises(UserError, match="trained on other rows"):
-        compare([run.path], tmp_path / "out", threads=1)
+        compare([run.path], tmp_path / "out", with_baselines=False, threads=1)
 
 
 def test_one_draw_cannot_tell_its_error(digits):
@@ -325,12 +316,12 @@ def test_a_damaged_evaluation_is_made_again(toys, tmp_path, damage):
         case "no summary":
             (run.path / "evaluation.json").write_text("{}")
     assert saved_summary(run) is None
-    assert compare([run.path], tmp_path, threads=1).summaries[0].log_prob_nats == expected
+    assert compare([run.path], tmp_path, with_baselines=False, threads=1).summaries[0].log_prob_nats == expected
 
 
 def test_a_single_column_is_compared_and_drawn(tmp_path):
     run = table_run(tmp_path, np.random.default_rng(0).normal(size=(100, 1)), SCORE)
-    compare([run.path], tmp_path / "out", threads=1)
+    compare([run.path], tmp_path / "out", with_baselines=False, threads=1)
     assert (tmp_path / "out/samples.png").exists()
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from experiment.plots import _tile, density_figure, png, sample_figure
+from experiment.plots import density_figure, png, sample_figure, tile
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 4), (64, 8), (100, 8)])
 def test_images_fill_the_smallest_square(count, side):
     rows = np.arange(count * 6, dtype=float).reshape(count, 6)
-    sheet = _tile(rows, (2, 3))
+    sheet = tile(rows, (2, 3))
     assert sheet.shape == (side * 3 + 1, side * 4 + 1)
     np.testing.assert_array_equal(sheet[1:3, 1:4], rows[0].reshape(2, 3))
     if count > 1:
@@ -19,7 +19,7 @@ def test_images_fill_the_smallest_square(count, side):
 @pytest.mark.parametrize("flat", [True, False])
 def test_colour_images_lie_in_a_square_with_their_colours_last(flat):
     images = np.arange(5 * 3 * 2 * 4, dtype=float).reshape(5, 3, 2, 4)
-    sheet = _tile(images.reshape(5, -1) if flat else images, (3, 2, 4))
+    sheet = tile(images.reshape(5, -1) if flat else images, (3, 2, 4))
     assert sheet.shape == (3 * 3 + 1, 3 * 5 + 1, 3)
     np.testing.assert_array_equal(sheet[1:3, 1:5], images[0].transpose(1, 2, 0))
     np.testing.assert_array_equal(sheet[4:6, 6:10], images[4].transpose(1, 2, 0))
@@ -27,7 +27,7 @@ def test_colour_images_lie_in_a_square_with_their_colours_last(flat):
 
 def test_grey_images_may_keep_their_channel():
     rows = np.arange(5 * 6, dtype=float).reshape(5, 6)
-    np.testing.assert_array_equal(_tile(rows.reshape(5, 1, 2, 3), (2, 3)), _tile(rows, (2, 3)))
+    np.testing.assert_array_equal(tile(rows.reshape(5, 1, 2, 3), (2, 3)), tile(rows, (2, 3)))
 
 
 @pytest.mark.parametrize("image_shape", [(2, 2), (3, 2, 2)])
