@@ -190,12 +190,22 @@ def _override(table: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value such as train.steps=500, but was given {override!r}.")
-    *parents, last = key.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    set_value(table, key.strip(), value, source=f"--set {override}")
+
+
+def set_value(table: dict[str, Any], key: str, value: Any, *, source: str = "set") -> None:
+    """Sets `a.b` in nested tables, which are made where they are missing.
+
+    Raises:
+        UserError: a part of the key is a value, not a table.
+    """
+    *parents, last = key.split(".")
     for name in parents:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise UserError(f"--set {override}: {name!r} is a value, not a table, so {key!r} does not exist in it.")
-    try:
-        table[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[last] = text.strip()
+            raise UserError(f"{source}: {name!r} is a value, not a table, so {key!r} does not exist in it.")
+    table[last] = value

@@ -8,6 +8,7 @@ from experiment.config import Config, load_config
 from experiment.errors import UserError
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.toml"))
+CONFIGS = [path for path in CONFIGS if path.parent.name != "suites"]
 DIGITS = Path(__file__).parents[2] / "configs/digits/real_nvp.toml"
 
 

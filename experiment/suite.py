@@ -1,0 +1,230 @@
+"""Suites: data sets × models × seeds from one file, trained in several processes, compared and collected."""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tqdm import tqdm
+
+from experiment.comparison import Comparison, compare
+from experiment.comparison_tables import markdown
+from experiment.config import Config, parse_config, read_toml, set_value
+from experiment.engine import train
+from experiment.errors import UserError
+from experiment.files import write_atomic, write_json
+from experiment.summary import Summary
+
+KEYS = {"seeds", "data", "models"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a suite.
+
+    Attributes:
+        data: name of the data set in the suite.
+        model: name of the model in the suite.
+        seed: of the training.
+        config: the whole experiment.
+        folder: of the run.
+    """
+
+    data: str
+    model: str
+    seed: int
+    config: Config
+    folder: Path
+
+
+def is_suite(path: Path) -> bool:
+    """Whether a TOML file is a suite: it names models in the plural, and no experiment does."""
+    return path.suffix == ".toml" and "models" in read_toml(path)
+
+
+def read_suite(path: str | Path, out: str | Path) -> list[Task]:
+    """The trainings that a suite asks for, every config checked.
+
+    A suite has `[data.<name>]`, a `[data]` section each; `[models.<name>]` with `config`, a config file of which all
+    but data and seed are taken, and `set`, settings changed in it; and `seeds`, [0] where omitted. Settings of
+    `[models.<name>.on.<data>]` hold on that data set alone.
+
+    Args:
+        path: the file.
+        out: folder of the results; a run goes to `<out>/<data>/<model>`, of further seeds with the seed behind it.
+
+    Raises:
+        UserError: a missing part, an unknown key, or a config that is wrong.
+    """
+    path, table = Path(path), read_toml(Path(path))
+    for key in table.keys() - KEYS:
+        raise UserError(f"{path}: {key!r} is none of {', '.join(sorted(KEYS))}.")
+    seeds, data, models = table.get("seeds", [0]), table.get("data", {}), table.get("models", {})
+    if not seeds or not data or not models:
+        raise UserError(f"{path}: a suite needs seeds, [data.<name>] and [models.<name>], one or more of each.")
+    return [
+        Task(
+            name,
+            model,
+            seed,
+            _config(path, section, name, models[model], model, seed),
+            Path(out) / name / (model if seed == seeds[0] else f"{model}-{seed}"),
+        )
+        for name, section in data.items()
+        for model in models
+        for seed in seeds
+    ]
+
+
+def _config(path: Path, data: Mapping[str, Any], name: str, model: Mapping[str, Any], called: str, seed: int) -> Config:
+    unknown = next((key for key in model if key not in ("config", "set", "on")), None)
+    if unknown is not None or "config" not in model:
+        found = f"has {unknown!r}" if unknown is not None else "has no config"
+        raise UserError(f"{path}: models.{called} {found}; it takes config, set and on.")
+    table = read_toml(Path(model["config"]))
+    table["data"], table["seed"] = dict(data), seed
+    for settings in (model.get("set", {}), model.get("on", {}).get(name, {})):
+        for key, value in settings.items():
+            set_value(table, key, value)
+    return parse_config(table, source=f"{path}: {called} on {name}")
+
+
+def run_suite(
+    path: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    draws: int | None = None,
+    samples: int | None = None,
+    with_baselines: bool = True,
+    data_root: str | Path | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    progress_bar: bool = False,
+) -> str:
+    """Trains what is missing of a suite, compares on each data set, and collects all of it in one folder.
+
+    Interrupted it goes on where it was, and models, data sets or seeds that are added to the file later are trained
+    alone. Under `torchrun` each process trains a share, and the first one then compares.
+
+    Args:
+        path: the suite.
+        out: folder of the results: `suite.md` and `suite.json`, and a comparison with its page for each data set.
+        jobs: trainings at a time, a process each.
+        draws: as of `compare`.
+        samples: as of `compare`.
+        with_baselines: as of `compare`.
+        data_root: folder of the data files.
+        device: where to compute.
+        threads: CPU threads of each process.
+        progress_bar: show progress on the terminal.
+
+    Returns:
+        The tables, as Markdown; empty in a process of `torchrun` that is not the first.
+
+    Raises:
+        UserError: as of `read_suite`, `train` and `compare`.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs must be 1 or more, but is {jobs}.")
+    tasks = read_suite(path, out)
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    options = {
+        "data_root": Path("data") if data_root is None else Path(data_root),
+        "device": device,
+        "threads": threads,
+    }
+    _train_all(tasks[rank::world], jobs, progress_bar=progress_bar, **options)
+    if world > 1:
+        _wait_for_all()
+    if rank:
+        return ""
+    found = {}
+    for name in dict.fromkeys(task.data for task in tasks):
+        folders = [task.folder for task in tasks if task.data == name]
+        found[name] = compare(
+            folders,
+            Path(out) / name / "comparison",
+            draws=draws,
+            samples=samples,
+            with_baselines=with_baselines,
+            data_root=data_root,
+            device=device,
+            threads=threads,
+            progress_bar=progress_bar,
+        )
+    return _collect(found, tasks, Path(out))
+
+
+def _train_all(tasks: Sequence[Task], jobs: int, *, progress_bar: bool, **options: Any) -> None:
+    bar = tqdm(total=len(tasks), desc="suite", unit="run", disable=not progress_bar)
+    if jobs == 1:
+        for task in tasks:
+            train(task.config, task.folder, resume=True, **options)
+            bar.update()
+        return
+    # Spawned: a process that was forked would share the threads and locks of torch.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        begun = [pool.submit(_train, task, options) for task in tasks]
+        for done in as_completed(begun):
+            done.result()
+            bar.update()
+
+
+def _train(task: Task, options: dict[str, Any]) -> None:
+    train(task.config, task.folder, resume=True, **options)
+
+
+def _wait_for_all() -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _collect(found: dict[str, Comparison], tasks: Sequence[Task], out: Path) -> str:
+    """One table over all data sets, and every comparison's own."""
+    seeds = {(task.data, task.folder.name): task.model for task in tasks}
+    grouped: dict[str, dict[str, list[Summary]]] = {}
+    for name, comparison in found.items():
+        for s in comparison.summaries:
+            grouped.setdefault(seeds.get((name, s.run), s.run), {}).setdefault(name, []).append(s)
+    header = ["model", *found]
+    rows = [[model, *(_cell(of.get(name, [])) for name in found)] for model, of in grouped.items()]
+    note = "Test log p in nats, or bits/dim of whole numbers, ± one standard error; of several seeds ± their spread."
+    entropies = {n: s.entropy_nats for n, c in found.items() for s in c.summaries[:1] if s.entropy_nats is not None}
+    if entropies:
+        note = (
+            "Distance of test -log p from the entropy of the source, nats, ± one standard error; of seeds their spread."
+        )
+    text = "\n\n".join([markdown((header, rows)), note, *(f"## {name}\n\n{c.markdown()}" for name, c in found.items())])
+    write_atomic(out / "suite.md", text.encode())
+    write_json(
+        out / "suite.json",
+        {model: {name: [vars(s) for s in several] for name, several in of.items()} for model, of in grouped.items()},
+    )
+    return text
+
+
+def _cell(summaries: Sequence[Summary]) -> str:
+    if not summaries:
+        return ""
+    values, errors = zip(*map(_value, summaries), strict=True)
+    error = errors[0] if len(values) == 1 else stdev(values)
+    digits = max(0, min(4, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def _value(s: Summary) -> tuple[float, float]:
+    """What a table of suites shows of one model: a distance from the entropy, bits per dimension, or nats."""
+    if s.entropy_nats is not None:
+        return -s.log_prob_nats - s.entropy_nats, s.error_nats
+    if s.bits_per_dim is not None and s.bits_per_dim_error is not None:
+        return s.bits_per_dim, s.bits_per_dim_error
+    return s.log_prob_nats, s.error_nats
