@@ -57,6 +57,19 @@ def test_p_values_of_equal_models_are_uniform_and_intervals_hold_the_truth_of_sk
     assert np.mean(naive) < held  # what a normal interval would have held
 
 
+def test_few_rows_have_the_studentized_bootstrap_of_the_definition() -> None:
+    """Against a loop: with eight rows √(n - 1) and √n are 7 % apart."""
+    rows, g = np.random.default_rng(7).exponential(size=8), np.random.default_rng(8)
+    drawn = rows[g.integers(8, size=(20_000, 8))]
+    error = drawn.std(1, ddof=1) / math.sqrt(8)
+    t = (drawn.mean(1) - rows.mean())[error > 0] / error[error > 0]
+    low, high = np.quantile(t, [0.025, 0.975])
+    sem = rows.std(ddof=1) / math.sqrt(8)
+    (d,) = differences(rows + 1, np.zeros(8), resamples=20_000)
+    assert d.low_nats == pytest.approx(1 + rows.mean() - high * sem, abs=0.03 * sem * high)
+    assert d.high_nats == pytest.approx(1 + rows.mean() - low * sem, abs=0.03 * sem * abs(low))
+
+
 def test_many_rows_go_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(2).exponential(size=3000) - 0.97
     (whole,) = differences(rows, np.zeros(3000), resamples=9999)
