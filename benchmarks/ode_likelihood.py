@@ -1,10 +1,11 @@
 """What an ODE likelihood costs at the error of the field's standard routine, beside scores that are known exactly."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from benchmarks.ode_yardstick import yardstick
 from cflows import probability_flow_log_prob
 from core import Hutchinson
 
-TOLERANCES = (1e-3, 3e-4, 1e-4, 5e-5, 3e-5, 2e-5, 1e-5, 5e-6, 3e-6)
-STEPS = {"adams": (24, 32, 40, 48, 64, 80, 100, 128, 160), "rk4": (8, 12, 16, 24, 32, 48)}
+TOLERANCES = (1e-3, 1e-4, 3e-5, 1e-5, 3e-6)
+STEPS = {"adams": (24, 32, 48, 64, 100, 160), "rk4": (8, 12, 16, 24, 32, 48)}
 METHODS = ("dopri5", "dopri5_per_sample", "adams", "rk4")
+HALVINGS = 3  # of the way between the coarsest level that is as close as the yardstick and the next coarser one
 DEFAULT = 1e-5  # the yardstick's tolerance, and ours
-ROUNDS = 3
+ROUNDS = 5
 
 Row = dict[str, Any]
 Solve = Callable[[Tensor, int], tuple[Tensor, float]]  # rows, seed -> log-densities, evaluations a row
@@ -36,7 +38,12 @@ class Level:
     def name(self) -> str:
         """For the table."""
         fixed = self.method in STEPS
-        return f"{self.method}, {self.steps} steps" if fixed else f"{self.method}, {self.tolerance:g}"
+        return f"{self.method}, {self.steps} steps" if fixed else f"{self.method}, {self.tolerance:.2g}"
+
+    def towards(self, other: "Level") -> "Level":
+        """Half of the way."""
+        middle = math.sqrt(self.tolerance * other.tolerance)
+        return Level(self.method, tolerance=middle, steps=(self.steps + other.steps) // 2)
 
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
@@ -48,21 +55,65 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
 
 
 def _rows(problem: Problem) -> list[Row]:
+    """Errors are those of one solve, times those of `ROUNDS`, of the levels found and the yardstick alone."""
     score, batches = problem.score, problem.batches
     exact = [reference(problem, x, seed) for seed, x in enumerate(batches)]
-    levels = [Level(method, tolerance=v) for method in METHODS[:2] for v in TOLERANCES]
-    levels += [Level(method, steps=n) for method, counts in STEPS.items() for n in counts]
-    solves = {"yardstick": field_routine(score)} | {level.name: ours(score, level) for level in levels}
-    points = measured(solves, score, batches, exact)
-    bar = points["yardstick"]
-    rows = [{"problem": problem.name, "method": "yardstick", "points": [bar], "at": bar, "speed_up": 1.0}]
+    bar = point(field_routine(score), score, batches, exact)["rms_error_nats"]
+    solves, curves = {"yardstick": field_routine(score)}, dict[str, list[Row]]()
     for method in METHODS:
-        mine = [{"level": level.name, **points[level.name]} for level in levels if level.method == method]
-        good = [p for p in mine if p["rms_error_nats"] <= bar["rms_error_nats"]]
-        at = min(good, key=lambda p: p["seconds"]) if good else None
-        speed_up = bar["seconds"] / at["seconds"] if at else None
-        rows.append({"problem": problem.name, "method": method, "points": mine, "at": at, "speed_up": speed_up})
-    return rows
+        tried: dict[Level, Row] = {}
+        found = cheapest(levels(method), tried, lambda level: point(ours(score, level), score, batches, exact), bar)
+        curves[method] = [{"level": level.name, **row} for level, row in tried.items()]
+        if found is not None:
+            solves[found.name] = ours(score, found)
+    timed = measured(solves, score, batches, exact)
+    return [_row(problem.name, "yardstick", [], timed, {"yardstick"})] + [
+        _row(problem.name, method, curve, timed, {row["level"] for row in curve}) for method, curve in curves.items()
+    ]
+
+
+def _row(problem: str, method: str, curve: list[Row], timed: dict[str, Row], names: set[str]) -> Row:
+    at = next(({"level": name, **row} for name, row in timed.items() if name in names), None)
+    speed_up = timed["yardstick"]["seconds"] / at["seconds"] if at else None
+    return {"problem": problem, "method": method, "points": curve, "at": at, "speed_up": speed_up}
+
+
+def levels(method: str) -> list[Level]:
+    """From coarse to fine."""
+    if method in STEPS:
+        return [Level(method, steps=n) for n in STEPS[method]]
+    return [Level(method, tolerance=v) for v in TOLERANCES]
+
+
+def cheapest(
+    coarse_to_fine: list[Level], tried: dict[Level, Row], measure_at: Callable[[Level], Row], bar: float
+) -> Level | None:
+    """The coarsest level within the error, None where none is: first of the list, then between it and the one before.
+
+    Args:
+        coarse_to_fine: levels of one method.
+        tried: where the point of every level that was looked at goes.
+        measure_at: gives it.
+        bar: the error.
+    """
+
+    def good(level: Level) -> bool:
+        tried[level] = measure_at(level)
+        return tried[level]["rms_error_nats"] <= bar
+
+    before = None
+    for found in coarse_to_fine:
+        if good(found):
+            break
+        before = found
+    else:
+        return None
+    for _ in range(HALVINGS if before else 0):
+        middle = cast(Level, before).towards(found)
+        if middle in tried:
+            break
+        found, before = (middle, before) if good(middle) else (found, middle)
+    return found
 
 
 def measured(solves: dict[str, Solve], score: Counted, batches: list[Tensor], exact: list[Tensor]) -> dict[str, Row]:

@@ -41,11 +41,18 @@ RESULTS = (
     "trace_calibration",
     "planar_energies",
     "vae_posteriors",
+    "discrete_toys",
+    "gaussianization_speed",
+    "gaussianization_tails",
+    "rbig",
+    "mintnet_inverse",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),
     "autoregressive_speed": ("zuko", "nflows", "pyro"),
     "autoregressive_growth": ("zuko", "nflows"),
+    "gaussianization_speed": ("zuko",),
+    "gaussianization_tails": ("zuko",),
 }
 
 

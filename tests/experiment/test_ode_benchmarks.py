@@ -66,6 +66,22 @@ def test_a_point_counts_time_error_and_calls() -> None:
     )["rms_error_nats"] == pytest.approx(1.0, abs=0.05)  # fmt: skip
 
 
+@pytest.mark.parametrize(("method", "least"), [("adams", 38), ("rk4", 38), ("dopri5", 2.6e-5)])
+def test_the_coarsest_level_within_the_error_is_found(method: str, least: float) -> None:
+    """Of errors that fall with cost: within an eighth of the way between two levels."""
+    tried: dict[Level, dict[str, float]] = {}
+
+    def error(level: Level) -> dict[str, float]:
+        return {"rms_error_nats": 1 / level.steps if method in ode_likelihood.STEPS else level.tolerance}
+
+    bar = least if method == "dopri5" else 1 / least
+    found = ode_likelihood.cheapest(ode_likelihood.levels(method), tried, error, bar)
+    assert found is not None
+    assert error(found)["rms_error_nats"] <= bar < 1.3 * error(found)["rms_error_nats"]
+    assert found in tried
+    assert ode_likelihood.cheapest(ode_likelihood.levels(method), {}, error, 1e-9) is None
+
+
 def test_tables_say_what_is_missing() -> None:
     row = {"problem": "a", "method": "rk4", "at": None, "speed_up": None, "points": []}
     assert [cell(row) for _, cell in TABLES["ode_likelihood"]][-1] == "none as close"
