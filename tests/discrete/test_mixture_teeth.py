@@ -83,7 +83,7 @@ class Detached(Mixture):
     """The root of the search without its derivative."""
 
     def quantile(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.search(z).detach() + 0 * z, super().quantile(z)[1]
+        return self.search(z)[0].detach() + 0 * z, super().quantile(z)[1]
 
 
 class ForwardSign(Mixture):
