@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiment import load_config, train
 from experiment.cli import parser, run
+from experiment.run import run_folder
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     a = p.parse_args()
     done = train(
         load_config(a.config, a.set),
-        a.run_dir or Path("runs") / a.config.parent.name / a.config.stem,
+        a.run_dir or run_folder(a.config),
         data_root=a.data_root,
         resume=a.resume,
         device=a.device,

@@ -10,7 +10,7 @@ import torch
 from experiment import comparison_tables as tables
 from experiment.budget import Array
 from experiment.comparison_page import write_page
-from experiment.contenders import baselines, open_or_train
+from experiment.contenders import Options, baselines, open_or_train
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import UserError
@@ -141,13 +141,13 @@ def compare(
     if (draws is not None and draws < 1) or (samples is not None and samples < 0):
         raise UserError(f"--draws must be 1 or more and --samples 0 or more, but they are {draws} and {samples}.")
     place, root = resolve_device(device), None if data_root is None else Path(data_root)
-    options = _Options(data_root, device, threads, progress_bar)
-    runs = open_or_train(contenders, **vars(options))
+    options = Options(data_root, device, threads, progress_bar)
+    runs = open_or_train(contenders, options)
     _make_folder(Path(out))
     found = {run.name: _evaluated(run, draws, options) for run in runs}
     _check_same_rows(list(found.values()))
     dataset = runs[0].load_data(root)
-    added = baselines(runs[0], Path(out) / "baselines", **vars(options)) if with_baselines else []
+    added = baselines(runs[0], Path(out) / "baselines", options) if with_baselines else []
     added = [run for run in added if run.name not in found]
     most = max(s.draws for s in found.values())
     found |= {run.name: _evaluated(run, most, options) for run in added}
@@ -167,15 +167,7 @@ def compare(
     return comparison
 
 
-@dataclass(frozen=True)
-class _Options:
-    data_root: str | Path | None
-    device: str
-    threads: int
-    progress_bar: bool
-
-
-def _evaluated(run: Run, draws: int | None, options: _Options) -> Summary:
+def _evaluated(run: Run, draws: int | None, options: Options) -> Summary:
     return saved_summary(run, draws=draws) or evaluate(run.path, draws=draws, **vars(options))
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiment.config import Config, load_config, parse_config
 from experiment.engine import train
 from experiment.errors import UserError
-from experiment.run import Run, open_run
+from experiment.run import Run, open_run, run_folder
 
-RUNS = Path("runs")
 SIZES: dict[str, dict[int, dict[str, int]]] = {  # options by the dimensions from which they hold: a minute's fit
     "gaussian": {0: {}},
     "gaussian_mixture": {
@@ -21,32 +21,33 @@ SIZES: dict[str, dict[int, dict[str, int]]] = {  # options by the dimensions fro
 }
 
 
-def run_folder(config: Path) -> Path:
-    """Where the run of a config file goes unless told otherwise.
+@dataclass(frozen=True)
+class Options:
+    """Where and how whatever is missing of a comparison is trained and evaluated.
 
-    Example:
-        >>> run_folder(Path("configs/digits/real_nvp.toml")).as_posix()
-        'runs/digits/real_nvp'
+    Attributes:
+        data_root: folder of the data files; where the run was trained, or `data`, where omitted.
+        device: where to compute.
+        threads: CPU threads, 0 to choose by the size of each model.
+        progress_bar: show progress on the terminal.
     """
-    return RUNS / config.parent.name / config.stem
+
+    data_root: str | Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    progress_bar: bool = False
+
+    def train(self, config: Config, folder: Path, *, data_root: str | Path) -> Run:
+        """A run, trained to its end where it is not; `data_root` holds where these options name none."""
+        return train(config, folder, resume=True, **{**vars(self), "data_root": self.data_root or data_root})
 
 
-def open_or_train(
-    contenders: Sequence[str | Path],
-    *,
-    data_root: str | Path | None = None,
-    device: str = "cpu",
-    threads: int = 0,
-    progress_bar: bool = False,
-) -> list[Run]:
+def open_or_train(contenders: Sequence[str | Path], options: Options) -> list[Run]:
     """The runs, those of config files trained to their end first.
 
     Args:
         contenders: run folders and config files.
-        data_root: folder of the data files.
-        device: where to train.
-        threads: CPU threads.
-        progress_bar: show progress on the terminal.
+        options: of trainings.
 
     Raises:
         UserError: neither a run nor a config file, two of one name, and as of `train`.
@@ -57,63 +58,31 @@ def open_or_train(
     folders = [run_folder(path) if path.suffix == ".toml" else path for path in paths]
     _check_names([folder.resolve().name for folder in folders])
     # All are read before the first is trained: a mistake in the last shows at once.
-    configs = {path: load_config(path) for path in paths if path.suffix == ".toml"}
-    opened = {path: open_run(path) for path in paths if path not in configs}
-    root = Path("data") if data_root is None else Path(data_root)
-    for path, folder in zip(paths, folders, strict=True):
-        if path in configs:
-            opened[path] = train(
-                configs[path],
-                folder,
-                data_root=root,
-                resume=True,
-                device=device,
-                threads=threads,
-                progress_bar=progress_bar,
-            )
-    return [opened[path] for path in paths]
+    read = [load_config(path) if path.suffix == ".toml" else open_run(path) for path in paths]
+    return [
+        options.train(found, folder, data_root="data") if isinstance(found, Config) else found
+        for found, folder in zip(read, folders, strict=True)
+    ]
 
 
-def baselines(
-    run: Run,
-    folder: Path,
-    *,
-    data_root: str | Path | None = None,
-    device: str = "cpu",
-    threads: int = 0,
-    progress_bar: bool = False,
-) -> list[Run]:
+def baselines(run: Run, folder: Path, options: Options) -> list[Run]:
     """A Gaussian, a Gaussian mixture and a kernel density of the data and preprocessing of a run, fitted once.
 
     Args:
         run: whose data they are fitted to.
         folder: where their runs go, a folder each.
-        data_root: folder of the data files, where it moved since training.
-        device: where to fit.
-        threads: CPU threads.
-        progress_bar: show progress on the terminal.
+        options: of fits.
 
     Returns:
         Their runs; none for data with labels, of which they could not be told.
     """
     if run.environment.get("classes", 0):
         return []
-    root = Path(run.environment["data_root"]) if data_root is None else Path(data_root)
     D = math.prod(run.environment["event_shape"])
-    options = {kind: sizes[max(size for size in sizes if size <= D)] for kind, sizes in SIZES.items()}
-    configs = {kind: _baseline(run.config, kind, **given) for kind, given in options.items()}
-    return [
-        train(
-            config,
-            folder / kind,
-            data_root=root,
-            resume=True,
-            device=device,
-            threads=threads,
-            progress_bar=progress_bar,
-        )
-        for kind, config in configs.items()
-    ]
+    sized = {kind: sizes[max(size for size in sizes if size <= D)] for kind, sizes in SIZES.items()}
+    configs = {kind: _baseline(run.config, kind, **given) for kind, given in sized.items()}
+    root = run.environment["data_root"]
+    return [options.train(config, folder / kind, data_root=root) for kind, config in configs.items()]
 
 
 def _baseline(config: Config, kind: str, **options: int) -> Config:

@@ -17,6 +17,7 @@ from experiment.errors import UserError
 from experiment.files import load_checkpoint, read_json, write_json
 
 REQUIRED = ("config_sha256_16", "data_root", "data_sha256_16", "event_shape", "bins", "image_shape")
+RUNS = Path("runs")
 PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "pydantic")
 
 
@@ -86,6 +87,16 @@ class Run:
         environment = self.environment
         classes = environment.get("classes", 0)  # of runs before there were labels
         return build(self.config, tuple(environment["event_shape"]), bins=environment["bins"], classes=classes)
+
+
+def run_folder(config: Path) -> Path:
+    """Where the run of a config file goes unless told otherwise.
+
+    Example:
+        >>> run_folder(Path("configs/digits/real_nvp.toml")).as_posix()
+        'runs/digits/real_nvp'
+    """
+    return RUNS / config.parent.name / config.stem
 
 
 def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path, device: torch.device) -> Run:

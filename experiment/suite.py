@@ -197,12 +197,10 @@ def _collect(found: dict[str, Comparison], tasks: Sequence[Task], out: Path) -> 
             grouped.setdefault(seeds.get((name, s.run), s.run), {}).setdefault(name, []).append(s)
     header = ["model", *found]
     rows = [[model, *(_cell(of.get(name, [])) for name in found)] for model, of in grouped.items()]
-    note = "Test log p in nats, or bits/dim of whole numbers, ± one standard error; of several seeds ± their spread."
-    entropies = {n: s.entropy_nats for n, c in found.items() for s in c.summaries[:1] if s.entropy_nats is not None}
-    if entropies:
-        note = (
-            "Distance of test -log p from the entropy of the source, nats, ± one standard error; of seeds their spread."
-        )
+    note = (
+        "Distance of test -log p from the entropy of the source in nats, where that is known; else bits/dim of whole "
+        "numbers; else test log p in nats. ± one standard error, of several seeds their spread."
+    )
     text = "\n\n".join([markdown((header, rows)), note, *(f"## {name}\n\n{c.markdown()}" for name, c in found.items())])
     write_atomic(out / "suite.md", text.encode())
     write_json(

@@ -16,7 +16,7 @@ from experiment import compare, contenders, normalization_check, train
 from experiment.comparison import Comparison
 from experiment.comparison_figures import disagreeing, histogram
 from experiment.config import parse_config
-from experiment.contenders import open_or_train
+from experiment.contenders import Options, open_or_train
 from experiment.data import Dataset
 from experiment.errors import UserError
 from experiment.published import published
@@ -37,12 +37,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One model from its config, one from its run, and the baselines."""
     root = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contenders, "RUNS", root / "runs")
+        patch.setattr("experiment.run.RUNS", root / "runs")
         patch.setitem(normalization_check.POINTS, 2, 49)
         patch.setitem(contenders.SIZES, "gaussian_mixture", {0: {"components": 4}})
         for name, model in MODELS.items():
             (root / f"{name}.toml").write_text(f"[data]\n{TOY}\n[model]\n{model}\n[train]\n{TRAIN}\n")
-        (run,) = open_or_train([root / "ode.toml"], threads=1)
+        (run,) = open_or_train([root / "ode.toml"], Options(threads=1))
         return compare([root / "flow.toml", run.path], root / "out", samples=200, threads=1)
 
 
@@ -133,7 +133,7 @@ def test_a_click_sorts_the_table_in_a_browser(found: Comparison, tmp_path: Path)
 
 
 def test_configs_are_read_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr("experiment.run.RUNS", tmp_path / "runs")
     (tmp_path / "good.toml").write_text(f"[data]\n{TOY}\n[model]\n{MODELS['flow']}\n")
     (tmp_path / "bad.toml").write_text(f"[data]\n{TOY}\n[model]\nkind = 'glowworm'\n")
     with pytest.raises(UserError, match="glowworm"):
@@ -148,12 +148,12 @@ def test_baselines_take_images_as_vectors_and_leave_labels_alone(tmp_path: Path)
     data = {"kind": "digits", "layout": "image"}
     table = {"data": data, "model": model, "train": train_, "evaluate": {"draws": 1}}
     run = train(parse_config(table, source="test"), tmp_path / "glow", threads=1)
-    (gaussian, *_), kinds = contenders.baselines(run, tmp_path, threads=1), contenders.SIZES
+    (gaussian, *_), kinds = contenders.baselines(run, tmp_path, Options(threads=1)), contenders.SIZES
     assert gaussian.config.data.layout == "flat"
     assert [path.name for path in sorted(tmp_path.iterdir())] == sorted(["glow", *kinds])
     told = {**table, "data": {**data, "labels": True}, "model": {"kind": "real_nvp", "hidden": [4]}}
     labelled = train(parse_config(told | {"data": {"kind": "digits", "labels": True}}, source="test"), tmp_path / "l")
-    assert contenders.baselines(labelled, tmp_path / "none") == []
+    assert contenders.baselines(labelled, tmp_path / "none", Options()) == []
 
 
 def points(rows: int, seed: int) -> torch.Tensor:
