@@ -1,11 +1,10 @@
 """The kernel density estimate: a Gaussian on every row."""
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.bases import LOG_2PI, Base
 from core.rng import Rng, rand
@@ -30,7 +29,7 @@ class KernelDensity(Base):
         ValueError: no row, or a scale that does not fit or has a diagonal that is not positive.
 
     Note:
-        A row costs N distances. Another number of rows is taken from a state dict as it is.
+        A row costs N distances.
 
     Example:
         >>> p = KernelDensity(torch.tensor([[-1.0], [1.0]]), torch.eye(1))
@@ -56,7 +55,6 @@ class KernelDensity(Base):
         super().__init__(rows.shape[1])
         self.register_buffer("rows", rows.clone())
         self.register_buffer("scale_tril", scale_tril.clone())
-        self.register_load_state_dict_pre_hook(_take_rows)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         z, centres = self._whiten(x), self._whiten(self.rows)
@@ -65,8 +63,8 @@ class KernelDensity(Base):
         return torch.cat([z.new_zeros(0), *log_kernels]) - self.scale_tril.diagonal().log().sum()
 
     def _whiten(self, x: Tensor) -> Tensor:
-        """L⁻¹x of each row."""
-        return torch.linalg.solve_triangular(self.scale_tril, x.mT, upper=False).mT
+        """L⁻¹(x - x_1): differences of rows are as exact far from the origin as near it."""
+        return torch.linalg.solve_triangular(self.scale_tril, (x - self.rows[0]).mT, upper=False).mT
 
     def _rsample(self, shape: tuple[int, ...], generator: Rng) -> Tensor:
         u = rand((*(shape or (1,)), 1), generator, like=self.anchor).reshape(shape)
@@ -77,12 +75,4 @@ class KernelDensity(Base):
 def log_mean_kernel(z: Float[Tensor, "rows features"], centres: Float[Tensor, "N features"]) -> Float[Tensor, " rows"]:
     """log (1/N) Σ_n N(z; c_n, I)."""
     distances = torch.cdist(z, centres, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = (-0.5 * distances.square()).logsumexp(1) - torch.tensor(float(len(centres)), dtype=z.dtype).log()
-    return mean - 0.5 * z.shape[1] * LOG_2PI
-
-
-def _take_rows(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """Room for as many rows as the state has."""
-    rows = state.get(f"{prefix}rows")
-    if isinstance(rows, Tensor) and isinstance(module.rows, Tensor) and rows.ndim == 2:
-        module.rows = module.rows.new_empty((len(rows), module.rows.shape[1]))
+    return (-0.5 * distances.square()).logsumexp(1) - math.log(len(centres)) - 0.5 * z.shape[1] * LOG_2PI

@@ -2,12 +2,14 @@
 
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import DensityModel, GaussianMixture
 from core.kernel_density import KernelDensity
@@ -54,10 +56,22 @@ def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: T
 
 
 def _unfitted(section: BaselineModel, D: int) -> DensityModel:
+    """One component or kernel; as many as there are come with a state dict."""
+    model: DensityModel
     if isinstance(section, KernelDensityModel):
-        return KernelDensity(torch.zeros(1, D), torch.eye(D))
-    K = section.components if isinstance(section, GaussianMixtureModel) else 1
-    return GaussianMixture(torch.zeros(K, D), torch.eye(D).expand(K, D, D), torch.ones(K))
+        model = KernelDensity(torch.zeros(1, D), torch.eye(D))
+    else:
+        model = GaussianMixture(torch.zeros(1, D), torch.eye(D)[None], torch.ones(1))
+    model.register_load_state_dict_pre_hook(_make_room)
+    return model
+
+
+def _make_room(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Buffers as long as those of the state, which were fitted to more rows."""
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        found = state.get(prefix + name)
+        if isinstance(found, Tensor) and found.shape[1:] == buffer.shape[1:]:
+            setattr(module, name, buffer.new_empty(found.shape))
 
 
 def _covariance(x: Tensor) -> Tensor:
@@ -66,13 +80,25 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 def _mixture(section: GaussianMixtureModel, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means, covariances and weights; each step raises the likelihood, so that an end before convergence is one too."""
-    em = SklearnMixture(section.components, max_iter=section.iterations, reg_covar=1e-6, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        em.fit(x.numpy())
+    """Means, covariances and weights of as many components, doubled from one on, as make held-out rows likelier."""
+    held_out = max(1, len(x) // 10)
+    K, best = 1, -math.inf
+    while min(section.components, len(x) - held_out) >= K:
+        score = _expectation_maximization(section, x[held_out:], K).score(x[:held_out].numpy())
+        if score <= best:
+            break
+        best, K = score, 2 * K
+    em = _expectation_maximization(section, x, max(1, K // 2))
     means, covariances, weights = (torch.from_numpy(v) for v in (em.means_, em.covariances_, em.weights_))
     return means, (covariances + covariances.mT) / 2, weights.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _expectation_maximization(section: GaussianMixtureModel, x: Tensor, components: int) -> SklearnMixture:
+    """Each step raises the likelihood, so that an end before convergence is one too."""
+    em = SklearnMixture(components, max_iter=section.iterations, reg_covar=1e-6, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return em.fit(x.numpy())
 
 
 def _kernel_density(section: KernelDensityModel, x: Tensor, mean: Tensor, std: Tensor) -> KernelDensity:

@@ -14,10 +14,13 @@ class GaussianModel(Section):
 
 
 class GaussianMixtureModel(Section):
-    """A mixture of Gaussians with full covariances, by expectation maximization from k-means."""
+    """A mixture of Gaussians with full covariances, by expectation maximization from k-means.
+
+    Components are doubled from one on as long as that makes a tenth of the rows, held out, likelier.
+    """
 
     kind: Literal["gaussian_mixture"]
-    components: Count = 32
+    components: Count = Field(32, description="the most")
     iterations: Count = 200
     most_rows: Count = Field(50_000, description="training rows that it is fitted to, drawn at random")
 

@@ -1,9 +1,9 @@
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from contracts import bandwidths
 from scipy import stats
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
@@ -46,18 +46,17 @@ def test_the_mixture_finds_clusters_of_their_own_shapes() -> None:
     torch.testing.assert_close(variances, torch.tensor([[0.01, 4.0], [1.0, 1.0]]).double(), rtol=0.12, atol=0)
 
 
+def test_the_mixture_has_no_more_components_than_the_rows_bear() -> None:
+    """Sixty-four dimensions, 400 rows of one Gaussian: 32 components would fit each a plane."""
+    g = torch.Generator().manual_seed(2)
+    rows, held_out = (torch.randn(n, 64, generator=g, dtype=torch.float64) for n in (400, 200))
+    mixture = build_baseline(GaussianMixtureModel(kind="gaussian_mixture"), (64,), rows)
+    gaussian = build_baseline(GaussianModel(kind="gaussian"), (64,), rows)
+    assert mixture.log_prob(held_out).mean() > gaussian.log_prob(held_out).mean() - 1
+
+
 def test_the_bandwidth_has_the_largest_leave_one_out_likelihood() -> None:
-    x = MIXED.clone()
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).mT
-    h = bandwidth(x)
-
-    def left_out(h: float) -> float:
-        kept = ~torch.eye(len(x), dtype=torch.bool)
-        log_kernels = -0.5 * torch.cdist(x, x).square() / h**2 - 3 * math.log(h)
-        return float(log_kernels.where(kept, -math.inf).logsumexp(1).mean())
-
-    assert left_out(h) > max(left_out(0.97 * h), left_out(1.03 * h))
-    assert 0.5 < h / 500 ** (-1 / 7) < 1.5  # near Scott's rule for a Gaussian
+    bandwidths.is_the_best_that_leaves_out_a_row(bandwidth)
 
 
 def test_kernels_are_those_of_scikit_learn() -> None:
@@ -65,6 +64,19 @@ def test_kernels_are_those_of_scikit_learn() -> None:
     found = KernelDensity(ROWS, h * L).log_prob(ROWS[:50] + 1)
     expected = SklearnKernelDensity(bandwidth=h).fit(ROWS.numpy()).score_samples(ROWS[:50].numpy() + 1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+
+
+def test_kernels_far_from_the_origin_keep_their_digits() -> None:
+    """In single precision, as years and prices are: moved by whole numbers, nothing else changes."""
+    rows, moved = 16 * ROWS.round(decimals=0), torch.tensor([2.0**20, -(2.0**18), 0.0])
+    L = 0.5 * torch.eye(3)
+    near, far = (KernelDensity(rows.float() + m, L).log_prob(rows[:50].float() + m + 1) for m in (0 * moved, moved))
+    torch.testing.assert_close(far, near, rtol=1e-5, atol=1e-5)
+    tilted = torch.tensor([[0.3, 0.0, 0.0], [0.7, 0.1, 0.0], [0.0, 0.0, 1.0]])
+    near, far = (
+        KernelDensity(rows.float() + m, tilted).log_prob(rows[:50].float() + m + 1) for m in (0 * moved, moved)
+    )
+    torch.testing.assert_close(far, near, rtol=1e-5, atol=1e-5)
 
 
 def test_kernels_follow_the_shape_of_the_data() -> None:
