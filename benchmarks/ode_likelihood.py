@@ -16,8 +16,9 @@ from cflows import probability_flow_log_prob
 from core import Hutchinson
 
 TOLERANCES = (1e-3, 1e-4, 3e-5, 1e-5, 3e-6)
-STEPS = {"adams": (24, 32, 48, 64, 100, 160), "rk4": (8, 12, 16, 24, 32, 48)}
-METHODS = ("dopri5", "dopri5_per_sample", "adams", "rk4")
+ADAMS_STEPS = (24, 32, 48, 64, 100, 160)
+STEPS = {"adams": ADAMS_STEPS, "adams_sparse": ADAMS_STEPS, "rk4": (8, 12, 16, 24, 32, 48)}
+METHODS = ("dopri5", "dopri5_per_sample", "adams", "adams_sparse", "rk4")
 HALVINGS = 3  # of the way between the coarsest level that is as close as the yardstick and the next coarser one
 DEFAULT = 1e-5  # the yardstick's tolerance, and ours
 ROUNDS = 5

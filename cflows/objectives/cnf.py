@@ -11,14 +11,14 @@ from torchdiffeq import odeint_adjoint
 from cflows.models.continuous_flow import ContinuousFlow, conditioned
 from cflows.objectives.rows import mean_over_rows
 from cflows.ode.field import Field, Function, Solution, rows_of
-from cflows.ode.solver import ADAPTIVE, FIXED, ODESolver
+from cflows.ode.solver import ADAMS, ADAPTIVE, FIXED, ODESolver
 from core.density import Context
 from core.divergence import Divergence, ExactDivergence, Hutchinson, value_and_vjp
 from core.rng import Rng
 from core.shapes import sum_event
 
 Gradient = Literal["direct", "adjoint"]
-ADJOINT_METHODS = (*ADAPTIVE, *(method for method in FIXED if method != "adams"))
+ADJOINT_METHODS = (*ADAPTIVE, *(method for method in FIXED if method not in ADAMS))
 
 
 class Terms(NamedTuple):
@@ -66,7 +66,7 @@ class RegularizedLikelihood(nn.Module):
         gradient: as above.
         divergence: of training, `ExactDivergence` or `Hutchinson`; exact below 8 dimensions and 1 Rademacher probe from
             there on where omitted.
-        solver: of training; `rk4` in 8 steps where omitted. `adams` and `dopri5_per_sample` have no adjoint.
+        solver: of training; `rk4` in 8 steps where omitted. Adams' methods and `dopri5_per_sample` have no adjoint.
 
     Raises:
         ValueError: a negative penalty, an unknown gradient, another divergence, or a solver without an adjoint.

@@ -106,7 +106,7 @@ def choose_solver(
 def _candidates(solver: ODESolver, *, tightest: float, most_steps: int) -> Iterator[ODESolver]:
     """The loosest first."""
     if solver.fixed:
-        steps = FEWEST_STEPS
+        steps = max(FEWEST_STEPS, solver.fewest_steps)
         while steps <= most_steps:
             yield replace(solver, steps=steps)
             steps *= 2

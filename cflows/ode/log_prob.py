@@ -91,7 +91,7 @@ def ode_log_prob(
 
     Raises:
         ValueError: `x` does not end in the base's event shape, an unknown method, a tolerance that is not positive, or
-            t_min outside [0, 1), one step of a fixed method with a solver error, or a tolerance below the dtype's own.
+            t_min outside [0, 1), too few steps of a fixed method for a solver error, a tolerance below the dtype's own.
         RuntimeError: the step size vanishes; it names rows and time.
 
     Example:
@@ -141,8 +141,11 @@ def transported_log_prob(
         error_factor: as in `ode_log_prob`.
         generator: draws the probes.
     """
-    if error_factor is not None and solver.fixed and solver.steps < 2:
-        raise ValueError("the solver error of a fixed method compares with half its steps and needs 2 or more, not 1.")
+    if error_factor is not None and solver.fixed and solver.steps < solver.fewest_steps:
+        raise ValueError(
+            f"the solver error of {solver.method} compares with half its steps and needs {solver.fewest_steps} or "
+            f"more, not {solver.steps}."
+        )
     divergence = default_divergence(x.shape[1:].numel()) if divergence is None else divergence
     field = VelocityAndDivergence(velocity, divergence, divergence.draw(x, generator))
     solution = solver.solve(field, x, times, columns=divergence.columns)

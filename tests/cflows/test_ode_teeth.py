@@ -15,7 +15,7 @@ from torch import Tensor
 from cflows import SDE, SubVPSDE, ode_log_prob, probability_flow_log_prob
 from cflows.angle_flow import AngleFlow
 from cflows.ode import fixed_grid, log_prob, per_sample, solver
-from cflows.ode.solver import PER_SAMPLE
+from cflows.ode.solver import PER_SAMPLE, ODESolver
 from cflows.ode.tableaus import DORMAND_PRINCE
 from cflows.sde import Score
 from core import ExactDivergence, GaussianMixture, LikelihoodEstimate
@@ -47,7 +47,7 @@ def reversed_weights(nodes: Sequence[float], start: float, end: float) -> list[f
         ("_weights", reversed_weights),
         ("_weights", lambda nodes, start, end: WEIGH(nodes[-1:], start, end) if len(nodes) == 1 else [
             *[0.0] * (len(nodes) - 1), end - start]),
-        ("_quadrature", lambda times: torch.cat([QUADRATURE(times)[:, 1:], QUADRATURE(times)[:, :1]], 1)),
+        ("_quadrature", lambda times, order: QUADRATURE(times, order).roll(-1, 1)),
         ("ADAMS_ORDER", 2),
     ],
     ids=["weights reversed", "the newest slope alone", "rates off by one", "a line for a parabola"],
@@ -55,6 +55,18 @@ def reversed_weights(nodes: Sequence[float], start: float, end: float) -> list[f
 def test_adams(name: str, part: Any) -> None:
     contract = partial(solvers.order_is, order=3)
     Tooth(contract, lambda: adams, lambda: with_part(fixed_grid, name, part, adams)).bites()
+
+
+def test_rates_of_every_second_node_weighed_as_if_of_every_one() -> None:
+    def run(velocity: solvers.Velocity, base: DensityModel, x: Tensor, steps: float) -> Tensor:
+        options = {"method": "adams_sparse", "steps": int(steps), "error_factor": None}
+        return ode_log_prob(velocity, base, x, **options).log_prob
+
+    def even(times: Tensor, order: int) -> Tensor:
+        return QUADRATURE(torch.linspace(times[0], times[-1], len(times), dtype=times.dtype), order) / 2
+
+    contract = partial(solvers.order_is, order=3, steps=(64, 128, 256))
+    Tooth(contract, lambda: run, lambda: with_part(fixed_grid, "_quadrature", even, run)).bites()
 
 
 def each_row(velocity: solvers.Velocity, base: DensityModel, x: Tensor, tolerance: float) -> Tensor:
@@ -116,13 +128,13 @@ def _is_the_mixture(likelihood: solvers.Likelihood, *, x: Tensor) -> None:
     solvers.mixture_likelihood(likelihood, SubVPSDE(), PLANE, x, t_min=0.1)
 
 
-@pytest.mark.parametrize("method", ["heun2", "heun3", "rk4", "adams"])
+@pytest.mark.parametrize("method", ["heun2", "heun3", "rk4", "adams", "adams_sparse"])
 def test_solver_error_of_a_fixed_grid(method: str) -> None:
     """The difference of two solves alone, in which errors of both signs cancel."""
 
     def at_the_end(end: Tensor, integral: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
         return (end + integral).abs()
 
-    run = partial(ode_log_prob, method=method, steps=12)
+    run = partial(ode_log_prob, method=method, steps=max(12, ODESolver(method=method).fewest_steps))
     contract = partial(solvers.no_error_hides, generator=rng(22))
     Tooth(contract, lambda: run, lambda: with_part(log_prob, "_solver_error", at_the_end, run)).bites()
