@@ -21,7 +21,7 @@ STEPS = {"adams": ADAMS_STEPS, "adams_sparse": ADAMS_STEPS, "rk4": (8, 12, 16, 2
 METHODS = ("dopri5", "dopri5_per_sample", "adams", "adams_sparse", "rk4")
 HALVINGS = 3  # of the way between the coarsest level that is as close as the yardstick and the next coarser one
 DEFAULT = 1e-5  # the yardstick's tolerance, and ours
-ROUNDS = 5
+ROUNDS = 9
 
 Row = dict[str, Any]
 Solve = Callable[[Tensor, int], tuple[Tensor, float]]  # rows, seed -> log-densities, evaluations a row
