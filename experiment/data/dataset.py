@@ -65,7 +65,7 @@ class Dataset:
                 )
             check_finite(x, name=self.name, where=f" of the {split} split", columns=self.columns)
             if self.bins is not None:
-                _check_levels(x, self.bins, name=self.name, where=f" of the {split} split", columns=self.columns)
+                check_levels(x, self.bins, name=self.name, where=f" of the {split} split", columns=self.columns)
         if self.labels is not None:
             _check_counts(self)
 
@@ -192,8 +192,8 @@ def _check_counts(data: Dataset) -> None:
         raise UserError(f"{data.name}: the splits hold {rows} rows, but {labels} labels; each row needs one.")
 
 
-def _check_levels(x: Tensor, bins: int, *, name: str, where: str, columns: Columns) -> None:
-    """Refuse what is not a whole number from 0 to bins-1."""
+def check_levels(x: Tensor, bins: int, *, name: str, where: str = "", columns: Columns = None) -> None:
+    """Refuse what is not a whole number from 0 to bins-1; arguments as of `check_finite`."""
     remedy = f"data with {bins} levels hold whole numbers from 0 to {bins - 1}"
     _refuse((x != x.floor()) | (x < 0) | (x >= bins), x, name=name, where=where, remedy=remedy, columns=columns)
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from experiment.data.dataset import Dataset, Layout, lay_out, split_rows
 from experiment.errors import UserError
@@ -41,6 +42,23 @@ def image_folder(
         UserError: no folder, no images there or too few to split, one that cannot be read, has more than eight bits for
             each colour, or another size than the first.
     """
+    images = read_images(folder, size=size, colour=colour)
+    generator = torch.Generator().manual_seed(seed)
+    splits = split_rows(lay_out(images, layout), validation=validation, test=test, generator=generator)
+    return Dataset(folder.name, *splits, bins=256, image_shape=tuple(images.shape[1:]))
+
+
+def read_images(folder: Path, *, size: tuple[int, int] | None = None, colour: bool = True) -> Tensor:
+    """Levels of all images in the order of their names, (rows, height, width) or (rows, 3, height, width), float32.
+
+    Args:
+        folder: as of `image_folder`, and so are the others.
+        size: (height, width), to which they are cut and resized.
+        colour: three colours, or grey.
+
+    Raises:
+        UserError: as `image_folder`.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the path of one with .png or .jpg images.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -53,12 +71,8 @@ def image_folder(
                 f"{path} has {image.shape[0]}x{image.shape[1]} pixels and {paths[0].name} "
                 f"{pixels[0].shape[0]}x{pixels[0].shape[1]}; give size = [height, width] to resize them all."
             )
-    levels = torch.from_numpy(np.stack(pixels))
-    images = lay_out(levels.permute(0, 3, 1, 2).float() if colour else levels.float(), layout)
-    generator = torch.Generator().manual_seed(seed)
-    splits = split_rows(images, validation=validation, test=test, generator=generator)
-    height, width = pixels[0].shape[:2]
-    return Dataset(folder.name, *splits, bins=256, image_shape=(3, height, width) if colour else (height, width))
+    levels = torch.from_numpy(np.stack(pixels)).float()
+    return levels.permute(0, 3, 1, 2) if colour else levels
 
 
 def _read(path: Path, size: tuple[int, int] | None, *, colour: bool) -> NDArray[np.uint8]:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from experiment.data.dataset import Dataset, check_finite, column_name, split_rows
 from experiment.data.spread import spread
-from experiment.data.table_files import read_csv, read_npy, read_npz, read_parquet
+from experiment.data.table_files import Columns, Text, read_csv, read_npy, read_npz, read_parquet
 from experiment.errors import UserError
 from experiment.messages import did_you_mean
 
 Array = NDArray[Any]
-Missing = Literal["error", "drop"]
+Missing = Literal["error", "drop", "keep"]
+Duplicates = Literal["keep", "drop"]
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".csv.gz": read_csv, ".parquet": read_parquet}
 
@@ -25,6 +26,7 @@ def table(
     columns: Sequence[str | int] = (),
     drop: Sequence[str | int] = (),
     missing: Missing = "error",
+    duplicates: Duplicates = "keep",
     noise: bool = False,
     validation: int | float = 0.1,
     test: int | float = 0.1,
@@ -32,18 +34,12 @@ def table(
 ) -> Dataset:
     """Rows of numbers from a file, each row one event of shape (columns,).
 
-    A `.npy` file holds a 2-D array, or records with names; a `.npz` file one 2-D array, or a 1-D array for each column.
-    A `.csv` or `.csv.gz` file holds comma-separated numbers; its first line is a header if none of its cells is a
-    number. A `.parquet` file needs pyarrow. Columns without names go by their places, counted from 0; so do rows in
-    messages, without the header and blank lines.
-
-    Missing are NaN, nulls, and empty cells, NA, N/A, null, None and ? of a csv.
-
     Args:
-        path: file to read.
+        path: file to read, see `read_table`.
         columns: the columns to take, in this order; all, in the order of the file, where none are given.
         drop: columns to leave out.
         missing: "drop" leaves out rows that lack a value in one of the columns taken, "error" refuses them.
+        duplicates: "drop" leaves out rows that occurred before, so that no test row is a training row.
         noise: whether values that many rows share are spread over the smallest gap of their column, see `spread`.
         validation: validation rows, a float as a fraction of all rows, an int as a number.
         test: test rows, as `validation`.
@@ -56,27 +52,96 @@ def table(
         UserError: the file is missing or not a table of finite numbers, or too short to split; a column that is not
             there.
     """
-    suffix = next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
-    if suffix is None:
-        raise UserError(f'{path}: a table cannot be read from a "{path.suffix}" file; use {", ".join(READERS)}.')
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give the path of one that ends in {', '.join(READERS)}.")
-    choose = partial(_choose, columns=[str(c) for c in columns], drop=[str(c) for c in drop], path=path)
-    names, x = READERS[suffix](path, choose)
-    if missing == "drop":
-        x = x[~np.isnan(x).any(1)]
-    elif (gaps := np.argwhere(np.isnan(x))).size:
-        row, column = gaps[0].tolist()
-        raise UserError(
-            f"{path}: row {row} has no value in column {column_name(column, names)}; fill it in, or leave out such "
-            'rows with missing = "drop".'
-        )
+    names, x = read_table(path, columns=columns, drop=drop, missing=missing)
+    if duplicates == "drop":
+        x = x[first_places(x)]
     rows = torch.from_numpy(x).float()
     check_finite(rows, name=str(path), columns=names)
     if noise:
         rows = torch.from_numpy(spread(x, np.random.default_rng(seed))).float()
     splits = split_rows(rows, validation=validation, test=test, generator=torch.Generator().manual_seed(seed))
-    return Dataset(path.name[: -len(suffix)], *splits, columns=names)
+    return Dataset(path.name[: -len(suffix_of(path))], *splits, columns=names)
+
+
+def read_table(
+    path: Path, *, columns: Sequence[str | int] = (), drop: Sequence[str | int] = (), missing: Missing = "error"
+) -> tuple[tuple[str, ...], Array]:
+    """Names of columns and float64 rows (rows, columns) of a file, which may have the columns in any order.
+
+    A `.npy` file holds a 2-D array, or records with names; a `.npz` file one 2-D array, or a 1-D array for each column.
+    A `.csv` or `.csv.gz` file holds numbers between commas, semicolons or tabs; its first line is a header if none of
+    its cells is a number. A `.parquet` file needs pyarrow. Columns without names go by their places, counted from 0;
+    so do rows in messages, without the header and blank lines.
+
+    Missing are NaN, nulls, and empty cells, NA, N/A, null, None and ? of a csv.
+
+    Args:
+        path: file to read.
+        columns: the columns to take, in this order; all, in the order of the file, where none are given.
+        drop: columns to leave out.
+        missing: "drop" leaves out rows that lack a value, "error" refuses them, "keep" leaves NaN in their place.
+
+    Raises:
+        UserError: the file is missing or no table of numbers; a column that is not there.
+    """
+    found = read_columns(path, columns=columns, drop=drop)
+    names = tuple(name for name, _ in found)
+    x = np.stack([_numbers(path, *column) for column in found], 1, dtype=np.float64)
+    if missing == "drop":
+        x = x[~np.isnan(x).any(1)]
+    elif missing == "error" and (gaps := np.argwhere(np.isnan(x))).size:
+        row, column = gaps[0].tolist()
+        raise UserError(
+            f"{path}: row {row} has no value in column {column_name(column, names)}; fill it in, or leave out such "
+            'rows with missing = "drop".'
+        )
+    return names, x
+
+
+def read_columns(path: Path, *, columns: Sequence[str | int] = (), drop: Sequence[str | int] = ()) -> Columns:
+    """As `read_table`, column by column; one that does not hold numbers is a `Text`."""
+    suffix = suffix_of(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give the path of one that ends in {', '.join(READERS)}.")
+    choose = partial(_choose, columns=[str(c) for c in columns], drop=[str(c) for c in drop], path=path)
+    return READERS[suffix](path, choose)
+
+
+def _numbers(path: Path, name: str, column: Array | Text) -> Array:
+    if not isinstance(column, Text):
+        return column
+    where = "it" if column.row is None else f"row {column.row}"
+    raise UserError(
+        f"{path}: {where} holds {column.value!r} in column {column_name(0, (name,))}; every cell must be a number, so "
+        "code the column as numbers or leave it out with drop."
+    )
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name of a file ends as that of a table does."""
+    return path.name.lower().endswith(tuple(READERS))
+
+
+def suffix_of(path: Path) -> str:
+    """How the name of a table ends, as it is written there.
+
+    Raises:
+        UserError: no table ends so.
+    """
+    suffix = next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise UserError(f'{path}: a table cannot be read from a "{path.suffix}" file; use {", ".join(READERS)}.')
+    return suffix
+
+
+def first_places(x: Array) -> Array:
+    """Places of the rows that did not occur before, in order.
+
+    Example:
+        >>> first_places(np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]])).tolist()
+        [0, 1]
+    """
+    return np.sort(np.unique(x, axis=0, return_index=True)[1])
 
 
 def _choose(names: tuple[str, ...], *, columns: Sequence[str], drop: Sequence[str], path: Path) -> list[int]:

@@ -117,6 +117,7 @@ class TableData(Section):
     columns: ColumnNames = ()
     drop: ColumnNames = ()
     missing: Literal["error", "drop"] = "error"
+    duplicates: Literal["keep", "drop"] = "keep"
     noise: StrictBool = False
     validation: Fraction = 0.1
     test: Fraction = 0.1

@@ -11,8 +11,9 @@ import torch
 
 from experiment import evaluate, train
 from experiment.config import parse_config
-from experiment.data import Dataset, table
-from experiment.data.table import READERS
+from experiment.data import Dataset, table, table_files
+from experiment.data.table import READERS, read_columns, read_table
+from experiment.data.table_files import Text
 from experiment.errors import UserError
 from experiment.run import open_run
 
@@ -68,8 +69,8 @@ def test_the_seed_fixes_the_split(tmp_path: Path) -> None:
         ("1,2\n?,4\n", "row 1 has no value in column 0; fill it in"),
         ("a, b\n1,2\n3,red\n", "row 1 holds 'red' in column 'b'; every cell must be a number, so code"),
         ("1,b\n3,4\n", "row 0 holds 'b' in column 1"),
-        ("a;b\n1;2\n", "row 0 holds '1;2' in column 'a;b'"),
-        ("a,b\n1,2\n3,4\n5,6,7\n", "row 2 has 3 columns and row 0 has 2"),
+        ("a|b\n1|2\n", "row 0 holds '1|2' in column 'a|b'"),
+        ("a,b\n1,2\n3,4\n5,6,7\n", "row 2 has 3 columns and the first line 2"),
         ("a,b\n1,2\n\n3,nan\n5,6\n", "row 1 has no value in column 'b'; fill it in"),
         ("1,2\n3,4\n1e300,2\n", "row 2 holds inf in column 0; remove the row"),
         ("a,b\n1,2\n-inf,4\n", "row 1 holds -inf in column 'a'; remove the row"),
@@ -311,3 +312,74 @@ def test_a_constant_column_that_cannot_be_standardized_is_named(tmp_path: Path) 
         UserError, match=r"^preprocessing\.standardize: column 'weight' of the training rows is constant"
     ):
         train(parse_config(text, source="test"), tmp_path / "run", data_root=tmp_path, device="cpu")
+
+
+def test_semicolons_tabs_and_decimal_commas_are_told_by_the_file(tmp_path: Path) -> None:
+    x = numbers().round(3)
+    plain = read_table(write(tmp_path, "a,b,c\n" + "\n".join(f"{a},{b},{c}" for a, b, c in x)))[1]
+    np.testing.assert_array_equal(plain, x)
+    for delimiter in ";\t":
+        for header in ("", delimiter.join(["a", '"b, in cm"', "c"]) + "\n"):
+            body = "\n".join(delimiter.join(map(str, row)) for row in x)
+            for text in (body, body.replace(".", ",")):
+                names, read = read_table(write(tmp_path, header + text))
+                np.testing.assert_array_equal(read, x)
+                assert names == (("a", "b, in cm", "c") if header else ("0", "1", "2"))
+
+
+def test_commas_beside_decimal_points_are_not_taken_for_decimal_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="row 0 holds '1,234' in column 'income'; every cell must be a number"):
+        read_table(write(tmp_path, "age;income\n30.5;1,234\n41.5;2,345\n"))
+
+
+def test_missing_values_text_and_quotes_beside_decimal_commas(tmp_path: Path) -> None:
+    path = write(tmp_path, 'a;b;c\n1,5;NA;"rot"\n"2,5";7;blau, hell\n')
+    names, x = read_table(path, drop=["c"], missing="keep")
+    np.testing.assert_array_equal(x, [[1.5, math.nan], [2.5, 7]])
+    assert names == ("a", "b")
+    assert dict(read_columns(path))["c"] == Text("rot", 0)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("header", ["", "a,b,c\n"])
+def test_lines_of_plain_numbers_and_cells_one_by_one_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newline: str, header: str
+) -> None:
+    cells = [["1", " 2.5", "-3e-7"], ['"4"', "+5", "0.1"], ["nan", "1e300", "123456789.123456789"]]
+    path = write(tmp_path, header + newline.join(map(",".join, cells)) + newline + newline)
+    fast = read_table(path, missing="keep")
+    monkeypatch.setattr(table_files, "_loaded", lambda *_: None)
+    slow = read_table(path, missing="keep")
+    assert fast[0] == slow[0]
+    np.testing.assert_array_equal(fast[1], slow[1])
+
+
+def test_plain_numbers_are_read_by_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_files, "_parsed", lambda *_, **__: pytest.fail("cell by cell"))
+    assert read_table(write(tmp_path, "a,b\n1,2\n3,4\n"))[1].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_columns_of_new_rows_are_found_by_name_in_any_order(tmp_path: Path, suffix: str) -> None:
+    x = numbers()
+    names, read = read_table(save(tmp_path, suffix, x), columns=("age", "height"))
+    assert names == ("age", "height")
+    np.testing.assert_array_equal(read, x[:, [2, 0]])
+    assert read.dtype == np.float64
+
+
+def test_rows_that_occurred_before_are_left_out_on_demand(tmp_path: Path) -> None:
+    x = numbers()
+    np.save(tmp_path / "x.npy", np.concatenate([x, x[:10], x[:3]]))
+    assert len(all_rows(table(tmp_path / "x.npy"))) == 53
+    data = table(tmp_path / "x.npy", duplicates="drop")
+    assert all_rows(data) == sorted(x.astype(np.float32).tolist())
+    np.save(tmp_path / "y.npy", x)
+    assert data.digest == table(tmp_path / "y.npy").digest, "in the order of the file"
+
+
+def test_a_run_keeps_the_names_of_its_columns(tmp_path: Path) -> None:
+    path = save(tmp_path, ".csv", numbers())
+    asked = {"data": {"kind": "table", "path": str(path), "drop": ["weight"]}, "model": {"kind": "gaussian"}}
+    run = train(parse_config(asked, source="test"), tmp_path / "run", threads=1)
+    assert open_run(run.path).environment["columns"] == ["height", "age"]
