@@ -4,10 +4,12 @@ from core.bases import DiagonalNormal, GaussianMixture, StandardLogistic, Standa
 from core.density import DensityModel, GenerativeModel, LikelihoodEstimate
 from core.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from core.kernel_density import KernelDensity
+from core.mixture import AtContext, MixtureOfDensities, fit_weights
 from core.rng import RowGenerators
 from core.units import bits_per_dim
 
 __all__ = [
+    "AtContext",
     "DensityModel",
     "DiagonalNormal",
     "ExactDivergence",
@@ -17,9 +19,11 @@ __all__ = [
     "Hutchinson",
     "KernelDensity",
     "LikelihoodEstimate",
+    "MixtureOfDensities",
     "RowGenerators",
     "StandardLogistic",
     "StandardNormal",
     "StandardUniform",
     "bits_per_dim",
+    "fit_weights",
 ]

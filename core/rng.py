@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class RowGenerators:
@@ -48,6 +51,15 @@ class RowGenerators:
         chosen._generators = [self._generators[i] for i in index]
         return chosen
 
+    def get_state(self) -> Tensor:
+        """Where each generator stands, a row each."""
+        return torch.stack([generator.get_state() for generator in self._generators])
+
+    def set_state(self, state: Tensor) -> None:
+        """Puts each generator where it stood."""
+        for generator, row in zip(self._generators, state, strict=True):
+            generator.set_state(row.clone())  # of a view torch reads what lies before it
+
     def draw(self, law: Callable[..., Tensor], size: Sequence[int], like: Tensor) -> Tensor:
         """`law(shape, generator=, dtype=)` row by row; leading sizes of `size` multiply to the number of rows."""
         rows = next((i for i in range(1, len(size) + 1) if math.prod(size[:i]) == len(self)), None)
@@ -84,3 +96,27 @@ def for_all_rows(generator: Rng, *, owner: str) -> torch.Generator | None:
     if isinstance(generator, RowGenerators):
         raise TypeError(f"{owner} draws for all rows at once: it takes one torch.Generator, not RowGenerators.")
     return generator
+
+
+def with_same_draws(calls: Sequence[Callable[[], T]], generator: Rng) -> list[T]:
+    """What the calls return, each of which finds the generator where the first found it, and so draws the same.
+
+    The generator goes on from where the last call that drew anything left it. Without one each draws its own.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> a, b = with_same_draws([lambda: torch.rand(1, generator=g)] * 2, g)
+        >>> torch.equal(a, b), torch.equal(b, torch.rand(1, generator=g))
+        (True, False)
+    """
+    if generator is None:
+        return [call() for call in calls]
+    start = end = generator.get_state()
+    found = []
+    for call in calls:
+        generator.set_state(start)
+        found.append(call())
+        state = generator.get_state()
+        end = end if torch.equal(state, start) else state
+    generator.set_state(end)
+    return found

@@ -52,6 +52,7 @@ from cflows.samplers.stochastic_heun import StochasticHeun
 from cflows.samplers.stochastic_runge_kutta import StochasticRungeKutta
 from cflows.sde import SDE, VESDE, VPSDE, SubVPSDE
 from core import (
+    AtContext,
     DensityModel,
     DiagonalNormal,
     ExactDivergence,
@@ -60,6 +61,7 @@ from core import (
     Hutchinson,
     HutchPlusPlus,
     KernelDensity,
+    MixtureOfDensities,
     StandardLogistic,
     StandardNormal,
     StandardUniform,
@@ -513,6 +515,24 @@ DENSITIES: dict[str, DensityCase] = {
     "mixture-2": DensityCase(partial(GaussianMixture, MEANS, COVARIANCES, WEIGHTS), reference=_mixture_reference),
     "kernel-density-2": DensityCase(
         partial(KernelDensity, MEANS, torch.linalg.cholesky(COVARIANCES[1])), reference=_kernel_reference
+    ),
+    "mixture-of-densities-2": DensityCase(
+        lambda: MixtureOfDensities(
+            [DiagonalNormal(2, loc=1.0), RealNVP(2, layers=2, **SMALL), StandardLogistic(2)], torch.tensor([1.0, 2, 3])
+        ),
+        tolerance=1e-3,
+    ),
+    "mixture-of-densities-3-context": DensityCase(
+        lambda: MixtureOfDensities([MAF(3, layers=1, context_features=2, **SMALL) for _ in range(2)]), 2
+    ),
+    "mixture-of-densities-1-score-sde": DensityCase(
+        lambda: MixtureOfDensities([score_sde(1), DiagonalNormal(1, scale=2.0)], torch.tensor([0.7, 0.3])),
+        box=(-15, 15),
+        tolerance=1e-3,
+    ),
+    "at-context-2": DensityCase(
+        lambda: AtContext(Flow(AffineCoupling(2, context_features=1, **SMALL), StandardNormal(2)), torch.ones(1)),
+        tolerance=1e-3,
     ),
     "nice-2": DensityCase(partial(NICE, 2, **SMALL), tolerance=1e-3),
     "nice-4-partitions": DensityCase(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cflows import ScoreSDE
 from cflows.models.continuous_flow import ContinuousFlow
 from cflows.ode.solver import ODESolver
+from core import AtContext, MixtureOfDensities
 from core.bases import Base
 from discrete import MADE, Flow
 
@@ -25,8 +26,9 @@ MODELS = {name: case.make() for name, case in DENSITIES.items()}
 CLOSED = [name for name, model in MODELS.items() if not is_solved(model)]
 FLOWS = [name for name, model in MODELS.items() if isinstance(model, Flow)]
 EXACT_FLOWS = [name for name in FLOWS if name in CLOSED]
-# Draws of a MADE have no gradient, nor have those of a flow on one.
-REPARAMETRISED = [n for n in CLOSED if not any(isinstance(part, MADE) for part in MODELS[n].modules())]
+# Draws of a MADE have no gradient, nor have those of a flow on one, nor those of a mixture.
+WITHOUT = MADE | MixtureOfDensities | AtContext
+REPARAMETRISED = [n for n in CLOSED if not any(isinstance(part, WITHOUT) for part in MODELS[n].modules())]
 BASES = [name for name, model in MODELS.items() if isinstance(model, Base)]
 LOW = [name for name, model in MODELS.items() if model.event_shape in ((1,), (2,))]
 PARAMETRIC = [name for name, model in MODELS.items() if list(model.parameters())]
