@@ -1,19 +1,20 @@
-"""Likelihood of trained runs, or of a score network of one's own, on held-out data, with its error budget."""
+"""Likelihood of trained runs, or of a score network of one's own, with its error budget, or of other rows under it."""
 
 import sys
 
-from experiment import evaluate, evaluate_score
+from experiment import anomalies, classify, evaluate, evaluate_score
 from experiment.cli import evaluation_options, evaluation_parser, run
 
 
 def main() -> None:
-    """Parses, evaluates each run or the network, prints its likelihood."""
+    """Parses, evaluates each run or the network, prints what is found."""
     asked = evaluation_parser().parse_args()
     options = evaluation_options(asked)
     if asked.score is not None:
         print(evaluate_score(**options).text())
+    judge = classify if asked.classify else evaluate if asked.data is None else anomalies
     for folder in asked.runs:
-        print(evaluate(folder, **options).text())
+        print(judge(folder, **options).text())
 
 
 if __name__ == "__main__":

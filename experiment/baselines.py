@@ -20,6 +20,7 @@ RIDGE = 1e-9  # added to a covariance, in units of the variances of the features
 LEFT_OUT = 1000  # rows whose leave-one-out likelihood chooses the bandwidth
 BANDWIDTHS = (1e-3, 3.0)
 BASELINES = {"gaussian", "gaussian_mixture", "kernel_density"}
+FITTED = (GaussianMixture, KernelDensity)
 
 
 def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: Tensor | None) -> DensityModel:
@@ -53,6 +54,20 @@ def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: T
             return _kernel_density(section, _some(x, section.most_rows), mean, std)
     scaled = covariances * (std[:, None] * std)
     return GaussianMixture(mean + std * means, scaled, weights).to(rows.dtype)
+
+
+def fitted_count(model: GaussianMixture | KernelDensity) -> int:
+    """Free numbers of K Gaussians, K (D + D(D + 1)/2 + 1) - 1, or of a kernel density on N rows, N D + D(D + 1)/2.
+
+    Example:
+        >>> fitted_count(GaussianMixture(torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1)))
+        9
+    """
+    D = model.event_shape.numel()
+    shape = D * (D + 1) // 2
+    if isinstance(model, KernelDensity):
+        return model.rows.numel() + shape
+    return len(model.means) * (D + shape + 1) - 1
 
 
 def _unfitted(section: BaselineModel, D: int) -> DensityModel:

@@ -1,7 +1,7 @@
 """From a config to data, a model over raw data and its training objective."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core import DensityModel, GenerativeModel, StandardNormal
+from core.density import Context
 from discrete import (
     IAF,
     MADE,
@@ -40,7 +41,7 @@ from discrete import (
 )
 from discrete.bijections.preprocessing import Scaling
 from experiment.autoencoder import build_autoencoder, takes_raw_integers
-from experiment.baselines import build_baseline
+from experiment.baselines import FITTED, build_baseline, fitted_count
 from experiment.config import Config, Model
 from experiment.continuous import CONTINUOUS, build_continuous
 from experiment.data import (
@@ -61,10 +62,11 @@ from experiment.data import (
 )
 from experiment.data.dataset import column_name
 from experiment.decoded import Decoded
+from experiment.ensemble import mixed
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
 from experiment.sections.base import Section
-from experiment.sections.baselines import BaselineModel
+from experiment.sections.baselines import BaselineModel, MixtureModel
 from experiment.sections.continuous import ScoreSDEModel
 from experiment.sections.data import (
     BSDSData,
@@ -185,6 +187,8 @@ def build(
     classes: int = 0,
     rows: Tensor | None = None,
     columns: tuple[str, ...] | None = None,
+    parts: Sequence[DensityModel] = (),
+    held_out: tuple[Tensor, Context] | None = None,
 ) -> Built:
     """The model over raw data and its objective.
 
@@ -196,6 +200,8 @@ def build(
         rows: training rows to which a standardization is fitted, and from which a Gaussianization flow starts; without
             them both wait for a state dict.
         columns: names of the columns of the rows, for messages.
+        parts: the densities of a mixture.
+        held_out: validation rows and their contexts, to which its weights are fitted; without them they wait too.
 
     Raises:
         UserError: preprocessing or model and data do not fit.
@@ -218,6 +224,10 @@ def build(
         if isinstance(config.model, VAEModel):
             _check_fixed(config)
             return Built(*build_autoencoder(config.model, event_shape, preprocessing, bins=bins, classes=classes))
+        if isinstance(config.model, MixtureModel):
+            _check_bare(config)
+            mixture = mixed(parts, held_out)
+            return Built(mixture, MaximumLikelihood(mixture))
         if isinstance(config.model, BaselineModel):
             inner = _baseline(config.model, event_shape, preprocessing, rows, classes)
         else:
@@ -265,6 +275,12 @@ def _check_fixed(config: Config) -> None:
         raise UserError(
             f"preprocessing.variational trains with a discrete flow, but model.kind={config.model.kind} is none."
         )
+
+
+def _check_bare(config: Config) -> None:
+    """A mixture is one of densities of raw data."""
+    if config.preprocessing != NoPreprocessing():
+        raise UserError("model.kind=mixture: its runs have preprocessing of their own; leave [preprocessing] out.")
 
 
 def _check_raw(config: Config, bins: int | None) -> None:
@@ -371,5 +387,6 @@ def _model(section: Model, event_shape: tuple[int, ...], *, bins: int | None, cl
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    """Number of trained values, or of those that a baseline was fitted with."""
+    fitted = sum(fitted_count(inner) for inner in module.modules() if isinstance(inner, FITTED))
+    return fitted + sum(p.numel() for p in module.parameters() if p.requires_grad)

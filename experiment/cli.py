@@ -12,6 +12,7 @@ from experiment.errors import NumericalError, UserError
 
 MOST_LISTED = 1_000_000  # seeds or labels that are no single range
 MODES = {"part": "--inpaint", "steps": "--interpolate"}
+SCORED, UNSCORED = ("rate", "rows"), ("score", "solver_share", "audit_rows")  # with --anomalies, and not with it
 OWN_SCORE = {
     "config": "the config file of which data and preprocessing are taken",
     "out": "the folder of the results",
@@ -82,6 +83,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         "Measure the likelihood of trained runs on their test split, or of a score network of your own, with its error "
         "budget and checks.",
         example="evaluate.py runs/digits/real_nvp --draws 20\n"
+        "  evaluate.py runs/table/nsf --anomalies new_rows.csv\n"
         "  evaluate.py --score my_score:build --prediction noise --config configs/digits/vp_sde.toml --out runs/mine",
     )
     p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="run folder made by train.py")
@@ -95,6 +97,19 @@ def evaluation_parser() -> argparse.ArgumentParser:
     p.add_argument("--audit-rows", type=int, metavar="N", help="rows whose likelihood is found another way; default 4")
     p.add_argument("--data-root", type=Path, help="folder of the data files; default where the run was trained")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    strange = p.add_argument_group("how unlikely other rows are, row by row")
+    strange.add_argument(
+        "--anomalies",
+        dest="data",
+        type=Path,
+        metavar="DATA",
+        help="score DATA instead: a table, .npy or folder of images, or a config file, of whose data the test split",
+    )
+    strange.add_argument("--rate", type=float, help="level of p-values and false discovery rate; default 0.05")
+    strange.add_argument("--rows", type=int, metavar="N", help="at most N rows of each set; default all")
+    strange.add_argument(
+        "--classify", action="store_true", help="name classes by Bayes' rule instead, of runs with labels"
+    )
     own = p.add_argument_group("a score network of your own")
     own.add_argument("--score", metavar="MODULE:FACTORY", help="factory() returns the network, called as net(x, t)")
     own.add_argument("--config", type=Path, help="config file of which data and preprocessing are taken")
@@ -111,12 +126,15 @@ def evaluation_parser() -> argparse.ArgumentParser:
 
 
 def evaluation_options(asked: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given to evaluate.py, as keywords of `evaluate`, or with --score of `evaluate_score`.
+    """The options that were given to evaluate.py, as keywords of what measures.
+
+    That is `evaluate`, `anomalies` where --anomalies was given, or `evaluate_score` where --score was.
 
     Raises:
         UserError: neither runs nor --score, both, or an option that does not go with them.
     """
-    given = {name: value for name, value in vars(asked).items() if value is not None and name not in ("runs", "quiet")}
+    modes = ("runs", "quiet", "classify")
+    given = {name: value for name, value in vars(asked).items() if value is not None and name not in modes}
     given["progress_bar"] = not asked.quiet
     if bool(asked.runs) == (asked.score is not None):
         found = "both" if asked.runs else "neither"
@@ -131,7 +149,23 @@ def evaluation_options(asked: argparse.Namespace) -> dict[str, Any]:
             raise UserError(
                 f"--{alien.replace('_', '-')} goes with --score, not with runs, which have settings of their own."
             )
+    _check_mode(given, classify=asked.classify)
     return given
+
+
+def _check_mode(given: dict[str, Any], *, classify: bool) -> None:
+    """Refuses options of another mode than the one asked for."""
+    if "data" not in given:
+        alien = next((name for name in SCORED if name in given), None)
+        if alien is not None:
+            raise UserError(f"{_flag(alien)} goes with --anomalies.")
+    for mode, asked, others in (
+        ("--anomalies", "data" in given, UNSCORED),
+        ("--classify", classify, ("data", *UNSCORED)),
+    ):
+        alien = next((name for name in others if name in given), None)
+        if asked and alien is not None:
+            raise UserError(f"{_flag(alien)} does not go with {mode}.")
 
 
 def given_options(asked: argparse.Namespace, draw: Callable[..., Any]) -> dict[str, Any]:
@@ -154,7 +188,11 @@ def given_options(asked: argparse.Namespace, draw: Callable[..., Any]) -> dict[s
 
 
 def _flag(name: str) -> str:
-    return MODES.get(name) or {"labels": "--label", "settings": "--set"}.get(name) or f"--{name.replace('_', '-')}"
+    return (
+        MODES.get(name)
+        or {"labels": "--label", "settings": "--set", "data": "--anomalies"}.get(name)
+        or f"--{name.replace('_', '-')}"
+    )
 
 
 def whole_numbers(text: str, *, option: str) -> Sequence[int]:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from experiment.errors import UserError
 from experiment.messages import describe
 from experiment.sections.base import Count, Positive, Section, Seed, Share
-from experiment.sections.baselines import BaselineModel
+from experiment.sections.baselines import BaselineModel, MixtureModel
 from experiment.sections.continuous import EnergyModelSection, NCSNModel, ScoreSDEModel
 from experiment.sections.continuous_flows import FFJORDModel, FlowMatchingModel
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing
@@ -58,6 +58,7 @@ FlowModel = (
 MassModel = AutoregressiveMLPModel | PixelCNNModel | WaveNetModel | AutoregressiveTransformerModel
 Model = (
     BaselineModel
+    | MixtureModel
     | FlowModel
     | MassModel
     | VAEModel

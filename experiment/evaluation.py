@@ -1,6 +1,7 @@
 """Held-out likelihood with its error budget and checks, from the same noise for every model."""
 
 import io
+import math
 import time
 import zipfile
 from dataclasses import asdict, replace
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from core import DensityModel
 from core.density import Context, Kind
-from discrete.mass import MassModel
 from experiment.batches import NOISE_SEED, batches
 from experiment.budget import Array, error_budget
 from experiment.checks import check
@@ -26,7 +26,7 @@ from experiment.run import Run, load_best, load_run, open_run
 from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
 from experiment.summary import Subject, Summary
 from experiment.threads import set_threads
-from experiment.unwrapped import SolvedByODE, innermost
+from experiment.unwrapped import SolvedByODE, innermost, is_mass
 
 AUDIT_ROWS = 4
 FIELDS = ("log_prob", "std_error", "solver_error", "truncation", "nfe")
@@ -69,12 +69,7 @@ def evaluate(
     check_options(draws=draws, solver_share=solver_share, audit_rows=audit_rows)
     folder = open_run(run)
     place = resolve_device(device)
-    model = load_run(folder.path, device=place)
-    if not isinstance(model, DensityModel):
-        raise UserError(
-            f"{folder.name} has no likelihood to evaluate: model.kind={folder.config.model.kind} gives scores and "
-            "samples; draw from it with sample.py."
-        )
+    model = load_density(folder, device=place)
     set_threads(threads, model)
     return measure(
         model,
@@ -116,13 +111,13 @@ def measure(
     """
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
-    count = 1 if dataset.bins is None or isinstance(model, MassModel) else draws
+    count = 1 if dataset.bins is None or is_mass(model) else draws
     x, context = dataset.test.to(device), dataset.context("test")
     context = None if context is None else context.to(device)
     started, notes = time.monotonic(), list[str]()
     if solver_share is not None:
         notes += _choose_solver(model, x, context, share=solver_share, draws=count, run=subject.run)
-    arrays, kind = _measure(model, x, count, context=context, run=subject.run, progress_bar=progress_bar)
+    arrays, kind = likelihoods(model, x, count, context=context, run=subject.run, progress_bar=progress_bar)
     seconds = round(time.monotonic() - started, 2)
     found = check(model, dataset, x, context, run=subject.run, audit_rows=audit_rows)
     found["notes"] = [*notes, *found["notes"]]
@@ -135,6 +130,21 @@ def measure(
     write_atomic(folder / "evaluation.npz", buffer.getvalue())
     write_json(folder / "evaluation.json", asdict(summary))
     return summary
+
+
+def load_density(run: Run, *, device: torch.device) -> DensityModel:
+    """The trained density of a run.
+
+    Raises:
+        UserError: it has none, or as of `load_run`.
+    """
+    model = load_run(run.path, device=device)
+    if not isinstance(model, DensityModel):
+        raise UserError(
+            f"{run.name} has no likelihood to evaluate: model.kind={run.config.model.kind} gives scores and samples; "
+            "draw from it with sample.py."
+        )
+    return model
 
 
 def check_options(*, draws: int | None, solver_share: float | None, audit_rows: int) -> None:
@@ -211,11 +221,35 @@ def _choose_solver(
 
 
 @torch.no_grad()
-def _measure(
-    model: DensityModel, x: Tensor, draws: int, *, context: Context = None, run: str, progress_bar: bool
+def likelihoods(
+    model: DensityModel,
+    x: Tensor,
+    draws: int,
+    *,
+    context: Context = None,
+    first_draw: int = 0,
+    finite: bool = True,
+    what: str = "test row",
+    run: str,
+    progress_bar: bool = False,
 ) -> tuple[dict[str, Array], Kind]:
-    """Each field of the estimates as `(draws, rows)`, and their kind."""
-    jobs = [batch for draw in range(draws) for batch in batches(x, context, draw=draw)]
+    """Each field of the estimates of rows as `(draws, rows)`, and their kind.
+
+    Args:
+        model: a density over raw data, on the device.
+        x: the rows, on the device.
+        draws: of the noise of integer data.
+        context: of the rows, `(rows, features)`.
+        first_draw: which noise the first draw has.
+        finite: whether a density of 0 is refused; NaN and +inf are refused in any case.
+        what: what messages call a row.
+        run: what they call the model.
+        progress_bar: show progress on the terminal.
+
+    Raises:
+        NumericalError: a likelihood that cannot be computed or is not finite.
+    """
+    jobs = [batch for draw in range(first_draw, first_draw + draws) for batch in batches(x, context, draw=draw)]
     fields: dict[str, list[Array]] = {name: [] for name in FIELDS}
     kind: Kind = "exact"
     for batch in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
@@ -223,10 +257,10 @@ def _measure(
             estimate = model.estimate_log_prob(batch.x, batch.context, generator=batch.generator)
         except (RuntimeError, ValueError) as error:
             raise NumericalError(
-                f"{run}: the likelihood could not be computed in the batch from test row {batch.first_row} on: {error}"
+                f"{run}: the likelihood could not be computed in the batch from {what} {batch.first_row} on: {error}"
             ) from error
         kind = estimate.kind
-        _check_finite(estimate.log_prob, run=run, first_row=batch.first_row)
+        _check_finite(estimate.log_prob, what=what, run=run, first_row=batch.first_row, finite=finite)
         for name in FIELDS:
             value = getattr(estimate, name)
             value = torch.zeros_like(estimate.log_prob) if value is None else value
@@ -234,12 +268,12 @@ def _measure(
     return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
 
 
-def _check_finite(log_prob: Tensor, *, run: str, first_row: int) -> None:
-    bad = (~log_prob.isfinite()).nonzero()
-    if len(bad):
-        row = int(bad[0, 0])
+def _check_finite(log_prob: Tensor, *, run: str, first_row: int, what: str = "test row", finite: bool = True) -> None:
+    bad = ~log_prob.isfinite() if finite else ~(log_prob < math.inf)
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
         raise NumericalError(
-            f"{run}: the log-likelihood of test row {first_row + row} is {log_prob[row].item()}; a likelihood that is "
+            f"{run}: the log-likelihood of {what} {first_row + row} is {log_prob[row].item()}; a likelihood that is "
             "not finite is never averaged away."
         )
 

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 # Okabe and Ito's colours, distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, MUTED = "#1a1a1a", "#6b6b6b"
+LONGEST = 4.0  # an axis over the other, for equal units on both
 
 
 def sample_figure(
@@ -128,7 +129,7 @@ def density_figure(grids: dict[str, Array], *, extent: tuple[float, float, float
     axes = figure.subplots(1, len(grids), squeeze=False)[0]
     top = max(float(np.quantile(grid, 0.998)) for grid in grids.values())
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
-        axis.imshow(grid, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top)
+        axis.imshow(grid, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top, aspect=aspect_of(extent))
         axis.set_title(name, fontsize=11, color=INK)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -187,7 +188,18 @@ def extent_of(rows: Array) -> tuple[float, float, float, float]:
 def _flatness(limits: tuple[float, float, float, float]) -> float:
     """Height over width, where a panel can still be read."""
     left, right, bottom, top = limits
-    return min(max((top - bottom) / (right - left), 0.4), 1.6)
+    return min(max((top - bottom) / (right - left), 0.4), 1.6) if aspect_of(limits) == "equal" else 1.0
+
+
+def aspect_of(limits: tuple[float, float, float, float]) -> Literal["equal", "auto"]:
+    """Equal units on both axes, unless one of them is so much longer that little could be seen.
+
+    Example:
+        >>> aspect_of((0, 1, 0, 2)), aspect_of((0, 1, 0, 900))
+        ('equal', 'auto')
+    """
+    left, right, bottom, top = limits
+    return "equal" if 1 / LONGEST <= (top - bottom) / (right - left) <= LONGEST else "auto"
 
 
 def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, float, float] | None) -> None:
@@ -199,7 +211,7 @@ def _points(axis: Axes, rows: Array, colour: str, limits: tuple[float, float, fl
     if limits is not None:
         axis.set_xlim(limits[:2])
         axis.set_ylim(limits[2:])
-    axis.set_aspect("equal")
+        axis.set_aspect(aspect_of(limits))
     plain_axis(axis)
 
 
@@ -208,3 +220,49 @@ def plain_axis(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.tick_params(colors=MUTED, labelsize=8)
+
+
+def anomaly_figure(scores: dict[str, Array], held_out: Array, *, run: str) -> Figure:
+    """How often each score occurs in two sets of rows, and the ROC curves of both statistics.
+
+    Args:
+        scores: -log p in nats of test rows, and of the others, by name.
+        held_out: of validation rows, whose mean is the middle of the typical.
+        run: name of the run.
+    """
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    (usual, others), mean = scores.values(), held_out.mean()
+    reach = 4 * (np.quantile(usual, 0.99) - np.quantile(usual, 0.01))
+    within = [np.clip(values, mean - reach, mean + reach) for values in (usual, others)]
+    edges = np.histogram_bin_edges(np.concatenate(within), 60)
+    for colour, name, values in zip(COLOURS, scores, within, strict=False):
+        weights = np.full(len(values), 1 / len(values))
+        left.hist(values, bins=edges, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
+        left.hist(values, bins=edges, weights=weights, histtype="step", color=colour, linewidth=1.5, label=name)
+    left.axvline(mean, color=MUTED, linestyle="--", linewidth=1, label="mean of validation rows")
+    beyond = any((np.abs(values - mean) > reach).any() for values in (usual, others))
+    left.set_xlabel("-log p in nats" + (" (the outermost bars hold all beyond)" if beyond else ""))
+    left.set_ylabel("share of rows")
+    left.legend(frameon=False, fontsize=9)
+    far = [np.abs(values - mean) for values in (usual, others)]
+    pairs = {"unlikely": (usual, others), "untypical": far}
+    for colour, (name, (negative, positive)) in zip(COLOURS[2:], pairs.items(), strict=False):
+        right.step(*_roc(negative, positive), where="post", color=colour, linewidth=1.6, label=name)
+    right.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1)
+    first, second = scores
+    right.set_xlabel(f"share of {first} flagged")
+    right.set_ylabel(f"share of {second} flagged")
+    right.set_aspect("equal")
+    right.legend(frameon=False, fontsize=9, loc="lower right")
+    for axis in (left, right):
+        plain_axis(axis)
+    figure.suptitle(f"{second} under {run}, trained on {first}", fontsize=12, color=INK)
+    return figure
+
+
+def _roc(negative: Array, positive: Array) -> tuple[Array, Array]:
+    """Shares of either that are at least as large as each threshold, from none to all."""
+    thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
+    shares = [1 - np.searchsorted(np.sort(v), thresholds, side="left") / len(v) for v in (negative, positive)]
+    return np.concatenate([[0.0], shares[0]]), np.concatenate([[0.0], shares[1]])

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from core import GenerativeModel
+from core import DensityModel, GenerativeModel
 from experiment.build import Built, build, load_data
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError
 from experiment.files import load_checkpoint, read_json, write_json
+from experiment.sections.baselines import MixtureModel
 
 REQUIRED = ("config_sha256_16", "data_root", "data_sha256_16", "event_shape", "bins", "image_shape")
 RUNS = Path("runs")
@@ -86,7 +87,8 @@ class Run:
         """The untrained model of the run's shape."""
         environment = self.environment
         classes = environment.get("classes", 0)  # of runs before there were labels
-        return build(self.config, tuple(environment["event_shape"]), bins=environment["bins"], classes=classes)
+        shape, bins = tuple(environment["event_shape"]), environment["bins"]
+        return build(self.config, shape, bins=bins, classes=classes, parts=parts_of(self.config))
 
 
 def run_folder(config: Path) -> Path:
@@ -117,6 +119,7 @@ def create_run(path: Path, config: Config, dataset: Dataset, *, data_root: Path,
         "bins": dataset.bins,
         "classes": dataset.classes,
         "image_shape": dataset.image_shape,
+        "columns": dataset.columns,
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -173,6 +176,46 @@ def load_model(run: Run, *, device: torch.device | str = "cpu") -> GenerativeMod
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {run.best} holds another model than {run.path / 'config.json'} names.") from error
     return model.to(device).eval()
+
+
+def parts_of(
+    config: Config, dataset: Dataset | None = None, *, device: torch.device | str = "cpu"
+) -> list[DensityModel]:
+    """The densities of the runs of which a config is a mixture; none for any other.
+
+    Args:
+        config: the experiment.
+        dataset: its data, on which the runs must have been trained; without it they are built and not loaded.
+        device: where they go.
+
+    Raises:
+        UserError: a run that is not there, has no likelihood, or was trained on other rows.
+    """
+    if not isinstance(config.model, MixtureModel):
+        return []
+    runs = [open_run(path) for path in config.model.runs]
+    for run in runs:
+        if dataset is not None:
+            _check_part(run, dataset)
+    models = [run.build().model if dataset is None else load_model(run, device=device) for run in runs]
+    for run, model in zip(runs, models, strict=True):
+        if not isinstance(model, DensityModel):
+            raise UserError(f"model.runs: {run.path} has no likelihood, so it can be no part of a mixture.")
+    return [model for model in models if isinstance(model, DensityModel)]
+
+
+def _check_part(run: Run, dataset: Dataset) -> None:
+    """Rows may differ in order or shape for other models, but not for one sum over all of them."""
+    found, wanted = tuple(run.environment["event_shape"]), tuple(dataset.event_shape)
+    if found != wanted:
+        raise UserError(
+            f"model.runs: {run.path} was trained on rows of shape {found}, but the mixture's have {wanted}."
+        )
+    if run.environment["data_sha256_16"] != dataset.digest:
+        raise UserError(
+            f"model.runs: {run.path} was trained on other rows of {run.environment.get('data', 'its data')} than those "
+            f"of the mixture's {dataset.name}; the parts need the same data, split and labels."
+        )
 
 
 def load_best(run: Run, *, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -15,6 +15,8 @@ from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
 from experiment.errors import UserError
+from experiment.run import parts_of
+from experiment.sections.baselines import MixtureModel
 
 VALIDATION_SEED = 20_000_000
 VALIDATION_BATCH = 2000
@@ -55,6 +57,10 @@ class Trainer:
         self.config, self.dataset, self.device = config, dataset, device
         torch.manual_seed(config.seed)
         started = time.monotonic()
+        self.train_rows = dataset.train.to(device)
+        self.validation_rows = dataset.validation.to(device)
+        contexts = dataset.context("train"), dataset.context("validation")
+        self.train_context, self.validation_context = (None if c is None else c.to(device) for c in contexts)
         self.built: Built = build(
             config,
             tuple(dataset.event_shape),
@@ -62,20 +68,20 @@ class Trainer:
             classes=dataset.classes,
             rows=dataset.train,
             columns=dataset.columns,
+            parts=parts_of(config, dataset, device=device),
+            held_out=(self.validation_rows, self.validation_context),
         )
         self.built.objective.to(device)
         self.ema = EMA(self.built, decay=config.train.ema_decay)
-        self.parameters = [p for p in self.built.model.parameters() if p.requires_grad]
+        # The parts of a mixture have been trained.
+        trained = () if isinstance(config.model, MixtureModel) else self.built.model.parameters()
+        self.parameters = [p for p in trained if p.requires_grad]
         none = [nn.Parameter(torch.empty(0))]  # of a model that was fitted as it was built
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.optimizer = kinds[config.train.optimizer](
             self.parameters or none, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.train_rows = dataset.train.to(device)
-        self.validation_rows = dataset.validation.to(device)
-        contexts = dataset.context("train"), dataset.context("validation")
-        self.train_context, self.validation_context = (None if c is None else c.to(device) for c in contexts)
         self.progress = Progress(seconds=time.monotonic() - started)
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -105,7 +111,8 @@ class Trainer:
         Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
         """
         model = self.ema.built.model
-        if isinstance(model, DensityModel) and any(isinstance(module, BatchNorm) for module in model.modules()):
+        normalized = any(isinstance(module, BatchNorm) for module in model.modules())
+        if normalized and self.parameters and isinstance(model, DensityModel):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
             set_batch_statistics(model, _batches(self.train_rows, self.train_context), generator=noise)
         objective = self.ema.built.objective.eval()

@@ -7,12 +7,13 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from cflows import SDE, ODESolver
-from core import DensityModel
+from core import AtContext, DensityModel, MixtureOfDensities
 from core.bases import Base
 from core.density import Context
 from core.divergence import Divergence
 from core.rng import Rng
 from discrete import Bijection, Compose, Flow
+from discrete.mass import MassModel
 
 M = TypeVar("M", bound=DensityModel)
 
@@ -41,6 +42,13 @@ class ScoreUnderSDE(SolvedByODE, Protocol):
 def innermost(model: DensityModel) -> DensityModel:
     """The base of the last flow: that to which no bijection leads on."""
     return innermost(model.base) if isinstance(model, Flow) else model
+
+
+def is_mass(model: DensityModel) -> bool:
+    """Whether a model gives whole numbers a mass and needs no noise, or is a mixture of such models."""
+    if isinstance(model, MixtureOfDensities):
+        return all(is_mass(part) for part in model.parts if isinstance(part, DensityModel))
+    return is_mass(model.model) if isinstance(model, AtContext) else isinstance(model, MassModel)
 
 
 def steps(model: DensityModel) -> Iterator[Bijection]:

@@ -33,4 +33,11 @@ class KernelDensityModel(Section):
     most_rows: Count = Field(10_000, description="training rows that get a kernel, drawn at random")
 
 
+class MixtureModel(Section):
+    """A mixture of trained runs of the same data, each with its own preprocessing, weighted by the validation rows."""
+
+    kind: Literal["mixture"]
+    runs: tuple[str, ...] = Field(min_length=2, description="run folders")
+
+
 BaselineModel = GaussianModel | GaussianMixtureModel | KernelDensityModel

@@ -3,14 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts import bandwidths
+from contracts import bandwidths, fitted_numbers
+from helpers import Tooth
 from scipy import stats
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from core.kernel_density import KernelDensity
 from experiment import evaluate, load_run, train
-from experiment.baselines import bandwidth, build_baseline
+from experiment.baselines import bandwidth, build_baseline, fitted_count
 from experiment.config import parse_config
+from experiment.run import load_best
 from experiment.sections.baselines import GaussianMixtureModel, GaussianModel, KernelDensityModel
 
 ROWS = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -109,3 +111,31 @@ def test_images_and_few_rows_are_refused() -> None:
         build_baseline(GaussianModel(kind="gaussian"), (1, 8, 8), None)
     with pytest.raises(ValueError, match="needs 32 training rows"):
         build_baseline(GaussianMixtureModel(kind="gaussian_mixture"), (3,), ROWS[:10])
+
+
+@pytest.mark.parametrize("D", [1, 3])
+@pytest.mark.parametrize("K", [1, 4])
+def test_fitted_numbers_are_those_that_are_free(K: int, D: int) -> None:
+    fitted_numbers.are_those_that_are_free(fitted_count, K, D)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda model: fitted_count(model) + 1,
+        lambda model: sum(buffer.numel() for buffer in model.buffers()),
+        lambda model: len(model.means) * 2 * model.event_shape.numel() + len(model.means) - 1,
+    ],
+    ids=["weights that need not sum to one", "every buffer", "variances alone"],
+)
+def test_other_counts_of_fitted_numbers_are_rejected(wrong: object) -> None:
+    def contract(count: object) -> None:
+        fitted_numbers.are_those_that_are_free(count, 4, 3)
+
+    Tooth(contract, lambda: fitted_count, lambda: wrong).bites()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("gaussian", 5), ("kernel_density", 2000 * 2 + 3)])
+def test_a_run_of_a_baseline_counts_what_was_fitted(tmp_path: Path, kind: str, expected: int) -> None:
+    run = train(config(kind), tmp_path / kind, threads=1)
+    assert load_best(run)["parameters"] == expected

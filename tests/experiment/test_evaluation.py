@@ -16,7 +16,7 @@ from discrete.bijections.preprocessing import Scaling
 from experiment import checks, compare, evaluate, evaluation, load_run, normalization_check, train
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import _check_finite, _measure, _subject, _summarise, saved_log_prob, saved_summary
+from experiment.evaluation import _check_finite, _subject, _summarise, likelihoods, saved_log_prob, saved_summary
 from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import open_run
 from experiment.summary import Summary
@@ -169,8 +169,8 @@ def test_every_model_sees_the_same_noise():
     def model(*layers):
         return Flow(Compose(Dequantization(event, bins=4), *layers), StandardNormal(event))
 
-    plain, _ = _measure(model(), x, 2, run="a", progress_bar=False)
-    again, _ = _measure(model(Scaling(event)), x, 2, run="b", progress_bar=False)
+    plain, _ = likelihoods(model(), x, 2, run="a", progress_bar=False)
+    again, _ = likelihoods(model(Scaling(event)), x, 2, run="b", progress_bar=False)
     np.testing.assert_allclose(plain["log_prob"], again["log_prob"], atol=1e-5)
     assert np.abs(plain["log_prob"][0] - plain["log_prob"][1]).max() > 0.01
 
@@ -178,7 +178,7 @@ def test_every_model_sees_the_same_noise():
 def test_dequantization_error_is_what_more_draws_take_away():
     x = torch.randint(0, 4, (1500, 5), generator=torch.Generator().manual_seed(0)).float()
     model = Flow(Dequantization(5, bins=4), StandardNormal(5))
-    arrays, kind = _measure(model, x, 40, run="a", progress_bar=False)
+    arrays, kind = likelihoods(model, x, 40, run="a", progress_bar=False)
     means = arrays["log_prob"].mean(1)
     within = math.sqrt((arrays["log_prob"].var(0, ddof=1) / 40).sum()) / 1500
     assert within == pytest.approx(means.std(ddof=1) / math.sqrt(40), rel=0.35)
