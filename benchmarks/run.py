@@ -46,6 +46,10 @@ RESULTS = (
     "gaussianization_tails",
     "rbig",
     "mintnet_inverse",
+    "toys_suite",
+    "digits_suite",
+    "uci_small_suite",
+    "bsds300_suite",
 )
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "glow_speed": ("normflows",),

@@ -3,7 +3,7 @@
 import math
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiment.comparison import Comparison, compare
+from experiment.comparison import Comparison, Entry, compare
 from experiment.comparison_tables import markdown
 from experiment.config import Config, parse_config, read_toml, set_value
 from experiment.engine import train
 from experiment.errors import UserError
+from experiment.evaluation import evaluate, saved_summary
 from experiment.files import write_atomic, write_json
 from experiment.summary import Summary
+from experiment.threads import available_cores
 
 KEYS = {"seeds", "data", "models"}
 
@@ -107,7 +109,7 @@ def run_suite(
     threads: int = 0,
     progress_bar: bool = False,
 ) -> str:
-    """Trains what is missing of a suite, compares on each data set, and collects all of it in one folder.
+    """Trains and evaluates what is missing of a suite, compares on each data set, and collects all in one folder.
 
     Interrupted it goes on where it was, and models, data sets or seeds that are added to the file later are trained
     alone. Under `torchrun` each process trains a share, and the first one then compares.
@@ -115,13 +117,13 @@ def run_suite(
     Args:
         path: the suite.
         out: folder of the results: `suite.md` and `suite.json`, and a comparison with its page for each data set.
-        jobs: trainings at a time, a process each.
+        jobs: runs trained and evaluated at a time, a process each.
         draws: as of `compare`.
         samples: as of `compare`.
         with_baselines: as of `compare`.
         data_root: folder of the data files.
         device: where to compute.
-        threads: CPU threads of each process.
+        threads: CPU threads of each process; 0 for an equal share of the cores, of a single process as in `train`.
         progress_bar: show progress on the terminal.
 
     Returns:
@@ -139,7 +141,9 @@ def run_suite(
         "device": device,
         "threads": threads,
     }
-    _train_all(tasks[rank::world], jobs, progress_bar=progress_bar, **options)
+    if jobs > 1 and not threads:
+        options["threads"] = max(1, available_cores() // jobs)
+    _run_all(tasks[rank::world], jobs, draws=draws, progress_bar=progress_bar, **options)
     if world > 1:
         _wait_for_all()
     if rank:
@@ -161,23 +165,26 @@ def run_suite(
     return _collect(found, tasks, Path(out))
 
 
-def _train_all(tasks: Sequence[Task], jobs: int, *, progress_bar: bool, **options: Any) -> None:
+def _run_all(tasks: Sequence[Task], jobs: int, *, draws: int | None, progress_bar: bool, **options: Any) -> None:
     bar = tqdm(total=len(tasks), desc="suite", unit="run", disable=not progress_bar)
     if jobs == 1:
         for task in tasks:
-            train(task.config, task.folder, resume=True, **options)
+            _run(task, draws, options)
             bar.update()
         return
     # Spawned: a process that was forked would share the threads and locks of torch.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        begun = [pool.submit(_train, task, options) for task in tasks]
+        begun = [pool.submit(_run, task, draws, options) for task in tasks]
         for done in as_completed(begun):
             done.result()
             bar.update()
 
 
-def _train(task: Task, options: dict[str, Any]) -> None:
-    train(task.config, task.folder, resume=True, **options)
+def _run(task: Task, draws: int | None, options: dict[str, Any]) -> None:
+    """Trains and evaluates what is not yet, so that the comparison finds it."""
+    run = train(task.config, task.folder, resume=True, **options)
+    if saved_summary(run, draws=draws) is None:
+        evaluate(run.path, draws=draws, **options)
 
 
 def _wait_for_all() -> None:
@@ -190,33 +197,49 @@ def _wait_for_all() -> None:
 
 def _collect(found: dict[str, Comparison], tasks: Sequence[Task], out: Path) -> str:
     """One table over all data sets, and every comparison's own."""
-    seeds = {(task.data, task.folder.name): task.model for task in tasks}
-    grouped: dict[str, dict[str, list[Summary]]] = {}
+    names = {(task.data, task.folder.name): task.model for task in tasks}
+    grouped: dict[str, dict[str, list[Entry]]] = {}
     for name, comparison in found.items():
-        for s in comparison.summaries:
-            grouped.setdefault(seeds.get((name, s.run), s.run), {}).setdefault(name, []).append(s)
-    header = ["model", *found]
-    rows = [[model, *(_cell(of.get(name, [])) for name in found)] for model, of in grouped.items()]
+        for entry in comparison.entries:
+            model = names.get((name, entry.summary.run), entry.summary.run)
+            grouped.setdefault(model, {}).setdefault(name, []).append(entry)
+    grouped = dict(sorted(grouped.items(), key=lambda item: mean_rank(item[1].values())))
+    header = ["model", "mean rank", *found]
+    rows = [
+        [model, f"{mean_rank(of.values()):.1f}", *(_cell(of.get(name, [])) for name in found)]
+        for model, of in grouped.items()
+    ]
     note = (
         "Distance of test -log p from the entropy of the source in nats, where that is known; else bits/dim of whole "
-        "numbers; else test log p in nats. ± one standard error, of several seeds their spread."
+        "numbers; else test log p in nats. ± one standard error, of several seeds their spread. Bold: of rank 1, no "
+        "model being significantly better on these rows."
     )
     text = "\n\n".join([markdown((header, rows)), note, *(f"## {name}\n\n{c.markdown()}" for name, c in found.items())])
     write_atomic(out / "suite.md", text.encode())
-    write_json(
-        out / "suite.json",
-        {model: {name: [vars(s) for s in several] for name, several in of.items()} for model, of in grouped.items()},
-    )
+    content = {
+        model: {
+            name: [{**vars(entry.summary), "rank": entry.rank, "tied": entry.tied} for entry in several]
+            for name, several in of.items()
+        }
+        for model, of in grouped.items()
+    }
+    write_json(out / "suite.json", content)
     return text
 
 
-def _cell(summaries: Sequence[Summary]) -> str:
-    if not summaries:
+def mean_rank(entries: Iterable[Sequence[Entry]]) -> float:
+    """Of a model over data sets, each seed counting."""
+    return mean(entry.rank for several in entries for entry in several)
+
+
+def _cell(entries: Sequence[Entry]) -> str:
+    if not entries:
         return ""
-    values, errors = zip(*map(_value, summaries), strict=True)
+    values, errors = zip(*(_value(entry.summary) for entry in entries), strict=True)
     error = errors[0] if len(values) == 1 else stdev(values)
     digits = max(0, min(4, 1 - math.floor(math.log10(error)))) if error > 0 else 3
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
+    text = f"{mean(values):.{digits}f} ± {error:.{digits}f}"
+    return f"**{text}**" if min(entry.rank for entry in entries) == 1 else text
 
 
 def _value(s: Summary) -> tuple[float, float]:
