@@ -5,6 +5,8 @@ from pathlib import Path
 
 from experiment import compare
 from experiment.cli import parser, run
+from experiment.data.table import is_table
+from experiment.starter import plan
 from experiment.suite import is_suite, run_suite
 
 
@@ -12,13 +14,14 @@ def main() -> None:
     """Parses, compares, prints the table."""
     p = parser(
         "Compare models on the same test rows with the same noise, beside a Gaussian, a mixture and a kernel density; "
-        "trains and evaluates what is missing.",
-        example="compare.py runs/demo/real_nvp configs/digits/vp_sde.toml --out runs/demo",
+        "trains and evaluates what is missing. A table of your own needs no config: models are chosen for it.",
+        example="compare.py measurements.csv\n  compare.py runs/a configs/digits/vp_sde.toml --out runs/comparison",
     )
     p.add_argument(
-        "contenders", type=Path, nargs="+", metavar="RUN|CONFIG|SUITE", help="run folders, configs, or a suite"
+        "contenders", type=Path, nargs="+", metavar="TABLE|RUN|CONFIG|SUITE", help="a table, runs, configs, or a suite"
     )
-    p.add_argument("--out", type=Path, default=Path("runs/comparison"), help="where tables, figures and the page go")
+    p.add_argument("--out", type=Path, help="folder of the page; default runs/comparison, of a table runs/<its name>")
+    p.add_argument("--minutes", type=float, default=3.0, help="about how long a table may take; default 3")
     p.add_argument("--draws", type=int, help="dequantization draws a row; default each config's")
     p.add_argument("--samples", type=int, metavar="N", help="draws of each model, 0 for none; default 2000, 100 images")
     p.add_argument("--no-baselines", dest="with_baselines", action="store_false", help="no classical densities")
@@ -26,13 +29,17 @@ def main() -> None:
     p.add_argument("--quiet", dest="progress_bar", action="store_false", help="no progress bar")
     p.add_argument("--jobs", type=int, default=1, help="trainings of a suite at a time; default 1")
     options = vars(p.parse_args())
-    contenders, out, jobs = (options.pop(name) for name in ("contenders", "out", "jobs"))
+    contenders, out, jobs, minutes = (options.pop(name) for name in ("contenders", "out", "jobs", "minutes"))
     if len(contenders) == 1 and is_suite(contenders[0]):
-        print(run_suite(contenders[0], out, jobs=jobs, **options))
-        return
-    found = compare(contenders, out, **options)
-    print(found.text())
-    print(f"\nwrote {found.folder}: comparison.html, .md, .tex, .csv and .json, and the figures as PNG")
+        print(run_suite(contenders[0], out or Path("runs/comparison"), jobs=jobs, **options))
+    elif is_table(contenders[0]):
+        chosen = plan(contenders[0], out, minutes=minutes)
+        print(chosen.text(), flush=True)
+        print(chosen.report(chosen.compare(*contenders[1:], **options)))
+    else:
+        found = compare(contenders, out or Path("runs/comparison"), **options)
+        print(found.text())
+        print(f"\nwrote {found.folder}: comparison.html, .md, .tex, .csv and .json, and the figures as PNG")
 
 
 if __name__ == "__main__":

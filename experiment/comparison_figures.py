@@ -2,12 +2,17 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from cflows.models.continuous_flow import ContinuousFlow
 from cflows.sde import probability_flow
@@ -27,6 +32,9 @@ Index = NDArray[np.intp]
 SIDE = 120  # cells of a density
 STAGES, POINTS = 6, 2000  # panels of a flow's layers, and what moves through them
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CORNER, DOTS, SMOOTHED = 6, 2000, 40  # columns and dots of a corner plot, cells under its lines
+LINED = 400  # draws from which on lines are drawn around them
+INSIDE = (0.5, 0.9)  # shares of the draws within a line
 MOST = 6  # rows that disagree most, each way
 PARTS = {
     "rows": "sampling_error_nats",
@@ -112,6 +120,87 @@ def disagreement_figure(a: "Entry", b: "Entry", dataset: Dataset) -> Figure:
             axis.set_xticks([])
             axis.set_yticks([])
     return figure
+
+
+def corner_figure(entry: "Entry", dataset: Dataset) -> Figure:
+    """Test rows against draws of a model: each column on the diagonal, each pair of columns below it.
+
+    Dots are test rows; the lines hold shares `INSIDE` of the draws, which are dots too where they are few. What lies
+    far out in the data is left out of sight.
+    """
+    if entry.draws is None:
+        raise ValueError(f"corner_figure compares draws with rows, but {entry.summary.run} has none.")
+    x, draws = dataset.test[:DOTS].double().numpy(), entry.draws
+    D = min(x.shape[1], CORNER)
+    names = dataset.columns or tuple(f"column {place}" for place in range(D))
+    spans = [_span(column) for column in dataset.test.double().numpy().T[:D]]
+    figure = Figure(figsize=(1.2 + 1.6 * D, 1.2 + 1.6 * D), layout="constrained")
+    axes = figure.subplots(D, D, squeeze=False)
+    for i, j in np.ndindex(D, D):
+        axis = cast(Axes, axes[i, j])
+        if i < j:
+            axis.set_axis_off()
+            continue
+        axis.set_xlim(spans[j])
+        if i == j:
+            edges = np.linspace(*spans[i], max(11, min(41, len(x) // 20))).tolist()
+            axis.hist(x[:, i], bins=edges, weights=_equal(x), color=COLOURS[0], alpha=0.3)
+            axis.hist(draws[:, i], bins=edges, weights=_equal(draws), color=COLOURS[1], histtype="step", linewidth=1.3)
+            axis.set_yticks([])
+        else:
+            axis.set_ylim(spans[i])
+            axis.scatter(x[:, j], x[:, i], s=3, alpha=0.35, color=COLOURS[0], linewidths=0)
+            if len(draws) < LINED:
+                axis.scatter(draws[:, j], draws[:, i], s=3, alpha=0.6, color=COLOURS[1], linewidths=0)
+            else:
+                _lines_of_mass(axis, draws[:, [j, i]], spans[j], spans[i])
+        plain_axis(axis)
+        axis.tick_params(labelleft=0 == j < i, labelbottom=i == D - 1, labelsize=7)
+        axis.locator_params(nbins=4)
+        axis.set_xlabel(names[j] if i == D - 1 else "", fontsize=9)
+        axis.set_ylabel(names[i] if 0 == j < i else "", fontsize=9)
+    handles = [Patch(color=COLOURS[0], alpha=0.4, label="test rows"), Line2D([], [], color=COLOURS[1])]
+    shares = "" if len(draws) < LINED else f"{' and '.join(f'{share:.0%}' for share in INSIDE)} of "
+    handles[1].set_label(f"{shares}draws of {entry.summary.run}")
+    figure.legend(handles=handles, loc="upper right", frameon=False, fontsize=9)
+    return figure
+
+
+def _equal(x: Array) -> Array:
+    """Weights of rows, which sum to one whether they are in sight or not."""
+    return np.full(len(x), 1 / len(x))
+
+
+def _span(column: Array) -> tuple[float, float]:
+    """Where all but the outermost of the values lie, with a margin."""
+    low, high = np.quantile(column, [0.002, 0.998])
+    margin = 0.08 * (high - low) if high > low else 0.5
+    return float(low - margin), float(high + margin)
+
+
+def _lines_of_mass(axis: Axes, x: Array, across: tuple[float, float], up: tuple[float, float]) -> None:
+    """Lines of equal density of points, the innermost around the smallest share of them."""
+    counts, xs, ys = np.histogram2d(x[:, 0], x[:, 1], bins=SMOOTHED, range=[list(across), list(up)])
+    p = gaussian_filter(counts, 1.2)
+    levels = np.unique(levels_of_mass(p, INSIDE))
+    if levels[0] > 0 and levels[-1] < p.max():
+        middle = [(edges[1:] + edges[:-1]) / 2 for edges in (xs, ys)]
+        axis.contour(*middle, p.T, levels=levels, colors=COLOURS[1], linewidths=1)
+
+
+def levels_of_mass(p: Array, shares: Sequence[float]) -> Array:
+    """The largest level of each share q for which Σ p over cells at or above it is q Σ p or more.
+
+    Checked by tests/experiment/test_corner.py.
+
+    Example:
+        >>> levels_of_mass(np.array([[6.0, 1.0], [3.0, 0.0]]), [0.5, 0.9]).tolist()
+        [6.0, 3.0]
+    """
+    ordered = np.sort(p, axis=None)[::-1]
+    inside = ordered.cumsum() / p.sum() if p.sum() > 0 else np.ones(p.size)
+    levels: Array = ordered[np.minimum(np.searchsorted(inside, shares), p.size - 1)]
+    return levels
 
 
 def learning_figure(comparison: "Comparison") -> Figure | None:

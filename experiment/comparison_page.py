@@ -85,6 +85,8 @@ def panels(comparison: "Comparison", *, device: torch.device) -> list[Panel]:
     if entries[0].draws is not None:
         caption = "Test data, and draws of each model from one seed."
         found.append(Panel("samples", "Samples", caption, _samples(comparison)))
+    if _has_corner(comparison):
+        found.append(_corner(comparison))
     if comparison.dataset.event_shape == (2,):
         found += _plane(comparison, device)
     curves = figures.learning_figure(comparison)
@@ -108,12 +110,40 @@ def _pair(comparison: "Comparison") -> list[Panel]:
     return found
 
 
+def _has_corner(comparison: "Comparison") -> bool:
+    """Whether there are draws of rows with more than two columns, and no images."""
+    data, shape = comparison.dataset, comparison.dataset.event_shape
+    return data.image_shape is None and len(shape) == 1 and shape[0] > 2 and comparison.entries[0].draws is not None
+
+
+def _corner(comparison: "Comparison") -> Panel:
+    best, D = comparison.entries[0], comparison.dataset.event_shape[0]
+    which = "" if D <= figures.CORNER else f" The first {figures.CORNER} of {D} columns."
+    caption = (
+        f"Blue, test rows; orange, draws of {best.summary.run}: columns on the diagonal, pairs below it. The model is "
+        f"wrong where the two part by more than chance, as by many rows where there are no draws.{which}"
+    )
+    return Panel("columns", "Column by column", caption, figures.corner_figure(best, comparison.dataset))
+
+
 def _samples(comparison: "Comparison") -> Figure:
     dataset = comparison.dataset
     drawn = {e.summary.run: e.draws for e in comparison.entries if e.draws is not None}
     count = SHOWN if dataset.image_shape is not None else max(len(x) for x in drawn.values())
     samples = {"test data": dataset.test[:count].double().numpy()} | {name: x[:count] for name, x in drawn.items()}
-    return sample_figure(samples, image_shape=dataset.image_shape, bins=dataset.bins, title=f"Samples: {dataset.name}")
+    title = f"Samples: {dataset.name}"
+    figure = sample_figure(samples, image_shape=dataset.image_shape, bins=dataset.bins, title=title)
+    if dataset.image_shape is None and dataset.columns is not None:
+        _name_axes(figure, dataset.columns)
+    return figure
+
+
+def _name_axes(figure: Figure, columns: tuple[str, ...]) -> None:
+    """The first two columns on the axes of every panel."""
+    for place, axis in enumerate(figure.axes):
+        axis.set_xlabel(columns[0], fontsize=9)
+        if place == 0 and len(columns) > 1:
+            axis.set_ylabel(columns[1], fontsize=9)
 
 
 def _plane(comparison: "Comparison", device: torch.device) -> list[Panel]:
@@ -131,6 +161,8 @@ def _plane(comparison: "Comparison", device: torch.device) -> list[Panel]:
             caption = "How the model turns noise into data."
             moving.append(Panel(f"motion-{name}", f"Inside {name}", caption, figure))
     figure = density_figure(grids, extent=extent, title=f"Densities: {comparison.dataset.name}")
+    if comparison.dataset.columns is not None:
+        _name_axes(figure, comparison.dataset.columns)
     return [Panel("densities", "Densities", "One colour scale for all.", figure), *moving]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from experiment.published import Published
 
 Cells = tuple[list[str], list[list[str]]]
+BRIEF = {"model", "kind", "rank", "tied", "parameters", "train s", "SW₂"}
 LATEX = {"±": r"$\pm$", "₂": "$_2$", "²": "$^2$", "−": "$-$", "|": r"$\mid$"}
 
 
@@ -43,6 +44,13 @@ def _row(entry: "Entry", *, integers: bool, drawn: bool) -> list[str]:
     if drawn:
         row += ["-"] * 3 if q is None else [f"{q.sample_ms:.3g}", f"{q.sliced_wasserstein:.4f}", f"{q.mmd:+.5f}"]
     return row
+
+
+def brief(table: Cells) -> Cells:
+    """The columns of `cells` that tell which model to take."""
+    header, rows = table
+    places = [i for i, title in enumerate(header) if title in BRIEF or title.startswith("log p")]
+    return [header[i] for i in places], [[row[i] for i in places] for row in rows]
 
 
 def published_cells(numbers: "Sequence[Published]") -> Cells:
