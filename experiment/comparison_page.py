@@ -83,7 +83,8 @@ def panels(comparison: "Comparison", *, device: torch.device) -> list[Panel]:
     if len(entries) > 1:
         found += _pair(comparison)
     if entries[0].draws is not None:
-        caption = "Test data, and draws of each model from one seed."
+        which = "; the first two columns" if _has_corner(comparison) else ""
+        caption = f"Test data, and draws of each model from one seed{which}."
         found.append(Panel("samples", "Samples", caption, _samples(comparison)))
     if _has_corner(comparison):
         found.append(_corner(comparison))

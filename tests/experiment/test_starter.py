@@ -1,6 +1,7 @@
 """A table without a config: what of it is used and said, models that fit it, and the comparison that comes of it."""
 
 import json
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from experiment import contenders, starter
 from experiment.build import build
+from experiment.cli import run
 from experiment.config import load_config, parse_config
 from experiment.data import table
 from experiment.errors import UserError
@@ -196,3 +198,19 @@ def test_a_table_becomes_configs_runs_and_a_page(tmp_path: Path, short: None) ->
     other.sections["nsf"]["train"]["steps"] = 6
     with pytest.raises(UserError, match=r"nsf\.toml is there already and has train\.steps=4, not 6; give another"):
         other.compare(threads=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("a\nx\n", "no column of numbers is left"), ("a\n1\n4\n2\n", "3 rows are left")]
+)
+def test_the_script_takes_a_table_and_says_what_is_wrong_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["compare.py", str(path), "--minutes", "1"])
+    main = runpy.run_path(str(Path(__file__).parents[2] / "compare.py"))["main"]
+    assert run(main) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ")
+    assert told in error
