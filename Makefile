@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: the tests are small, and two workers fill two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test lint fast results clean
+.PHONY: demo test lint fast docs results clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cflows needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -32,9 +32,13 @@ test: lint
 fast: $(VENV)/.installed
 	$(PYTEST) -m 'not slow'
 
+# The site, in site/index.html: opens from the disk, without a server and without a network. `make test` builds it too.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Longer trainings and measurements; each leaves docs/results/<name>.json, from which the tables of the docs are made.
 results: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site build
