@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 # Okabe and Ito's colours, distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, MUTED = "#1a1a1a", "#6b6b6b"
+ABREAST = 7  # panels on a line
 LONGEST = 4.0  # an axis over the other, for equal units on both
 
 
@@ -42,8 +43,7 @@ def sample_figure(
     limits = extent_of(first) if image_shape is None and first.shape[1] > 1 else None
     sheets = {name: tile(rows, image_shape, columns=columns) for name, rows in samples.items()} if image_shape else {}
     flatness = max((sheet.shape[0] / sheet.shape[1] for sheet in sheets.values()), default=1.0)
-    figure = _figure(len(samples), title, flatness=min(flatness, 1.6) if limits is None else _flatness(limits))
-    axes = figure.subplots(1, len(samples), squeeze=False)[0]
+    figure, axes = _panels(len(samples), title, flatness=min(flatness, 1.6) if limits is None else _flatness(limits))
     shades = (float(first.min()), float(first.max())) if bins is None else (0.0, bins - 1.0)
     for i, (axis, (name, rows)) in enumerate(zip(axes, samples.items(), strict=True)):
         axis.set_title(name, fontsize=11, color=INK)
@@ -125,8 +125,7 @@ def density_figure(grids: dict[str, Array], *, extent: tuple[float, float, float
         extent: x from, x to, y from, y to.
         title: title of the figure.
     """
-    figure = _figure(len(grids), title)
-    axes = figure.subplots(1, len(grids), squeeze=False)[0]
+    figure, axes = _panels(len(grids), title)
     top = max(float(np.quantile(grid, 0.998)) for grid in grids.values())
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
         axis.imshow(grid, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top, aspect=aspect_of(extent))
@@ -143,11 +142,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(panels: int, title: str, *, flatness: float = 1.0) -> Figure:
-    """Panels side by side, each as high as it is wide times `flatness`."""
-    figure = Figure(figsize=(3.4 * panels, 0.9 + 3.0 * flatness), layout="constrained")
+def _panels(count: int, title: str, *, flatness: float = 1.0) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, on as few lines of at most `ABREAST` as hold them, each `flatness` times as high as wide."""
+    lines = -(-count // ABREAST)
+    across = -(-count // lines)
+    figure = Figure(figsize=(3.4 * across, 0.6 + lines * (0.3 + 3.0 * flatness)), layout="constrained")
     figure.suptitle(title, fontsize=12, color=INK)
-    return figure
+    axes = figure.subplots(lines, across, squeeze=False).ravel().tolist()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _unit(summary: "Summary") -> tuple[float, str]:

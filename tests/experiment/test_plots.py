@@ -60,3 +60,15 @@ def test_densities_share_one_scale():
     low, high = np.full((10, 10), 0.1), np.full((10, 10), 0.4)
     figure = density_figure({"low": low, "high": high}, extent=(-1, 1, -1, 1), title="t")
     assert [axis.images[0].get_clim() for axis in figure.axes] == [(0, 0.4), (0, 0.4)]
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, 1), (7, 1), (8, 2), (13, 2), (15, 3)])
+def test_many_panels_stand_on_several_lines(count, lines):
+    """All of them drawn, none beside the others that would not be read, and empty places empty."""
+    grids = {f"model {i}": np.full((2, 2), i + 1.0) for i in range(count)}
+    figure = density_figure(grids, extent=(0, 1, 0, 1), title="densities")
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in drawn] == list(grids)
+    assert len({axis.get_subplotspec().rowspan.start for axis in drawn}) == lines
+    assert all(not axis.axison for axis in figure.axes if not axis.images)
+    assert figure.get_figwidth() <= 3.4 * 7
