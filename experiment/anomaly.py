@@ -17,13 +17,12 @@ from experiment.budget import Array
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import UserError
-from experiment.evaluation import check_options, likelihoods, load_density
+from experiment.evaluation import check_options, likelihoods, load_density, noise_draws
 from experiment.files import write_atomic, write_json
 from experiment.other_rows import other_rows
 from experiment.plots import anomaly_figure, png
 from experiment.run import open_run
 from experiment.threads import set_threads
-from experiment.unwrapped import is_mass
 
 RATE = 0.05
 SETS = ("test", "validation", "other")
@@ -158,7 +157,7 @@ def anomalies(
     model = load_density(folder, device=place)
     model = marginal(model, dataset).to(place).eval()
     set_threads(threads, model)
-    count = 1 if dataset.bins is None or is_mass(model) else draws or folder.config.evaluate.draws
+    count = noise_draws(model, dataset, draws or folder.config.evaluate.draws)
     sources = {
         "test": (dataset.test, torch.arange(len(dataset.test))),
         "validation": (dataset.validation, torch.arange(len(dataset.validation))),

@@ -111,7 +111,7 @@ def measure(
     """
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
-    count = 1 if dataset.bins is None or is_mass(model) else draws
+    count = noise_draws(model, dataset, draws)
     x, context = dataset.test.to(device), dataset.context("test")
     context = None if context is None else context.to(device)
     started, notes = time.monotonic(), list[str]()
@@ -145,6 +145,11 @@ def load_density(run: Run, *, device: torch.device) -> DensityModel:
             "draw from it with sample.py."
         )
     return model
+
+
+def noise_draws(model: DensityModel, dataset: Dataset, draws: int) -> int:
+    """How often rows are scored: once where there is no noise, of continuous data and of masses of whole numbers."""
+    return 1 if dataset.bins is None or is_mass(model) else draws
 
 
 def check_options(*, draws: int | None, solver_share: float | None, audit_rows: int) -> None:

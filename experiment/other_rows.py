@@ -146,8 +146,8 @@ def _places(columns: tuple[str, ...] | None) -> bool:
 
 
 def _shape(path: Path) -> tuple[int, ...]:
+    """Of an array in a file, from its header."""
     try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False).shape
+        return np.lib.format.open_memmap(path, mode="r").shape
     except (OSError, ValueError):
         return ()  # the reader of tables says what is wrong

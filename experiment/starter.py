@@ -278,7 +278,7 @@ def _models(rows: int) -> dict[str, tuple[dict[str, Any], float]]:
 
 
 def _training(name: str, rows: int, D: int, *, seconds: float, learning_rate: float) -> dict[str, Any]:
-    """As many steps as the seconds allow, 200 epochs at most; the best validation counts, and ten worse ones end it."""
+    """As many steps as the seconds allow, 200 epochs at most; the best validation counts, and six worse ones end it."""
     first, each = COST[name]
     batch = min(BATCH, max(16, rows // 8))
     most = min(1000 * seconds / (first + each * D), 200 * rows / batch)
