@@ -1,14 +1,11 @@
 """MAF(5) on natural image patches, within 20 minutes on two CPU cores: test log-likelihood in nats."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RUNS
+from benchmarks.record import DATA, RUNS
 from experiment import evaluate, load_config, train
 
 CONFIG = "configs/bsds300_patches/maf_small.toml"
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 COLUMNS = (
     "kind",
     "rows",

@@ -1,17 +1,15 @@
 """MAF teachers distilled into IAF students, in 2 and in 63 dimensions: divergence both ways, modes, time of a draw."""
 
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import DOCS
+from benchmarks.record import DATA, DOCS
 from benchmarks.toys import density
 from core import bits_per_dim
 from discrete import IAF, MAF, Flow, MaskedAutoregressive, Triangular
@@ -21,7 +19,6 @@ from experiment.files import write_atomic
 from experiment.plots import density_figure, png
 from experiment.threads import keep_freed_memory
 
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 DRAWS, TIMED_DRAWS, RUNS = 100_000, 1024, 7
 EXTENT = (-4.5, 4.5, -4.5, 4.5)
 CLIP, FAR_NATS = 5.0, 3.0

@@ -1,16 +1,14 @@
 """A MintNet trained on MNIST taken back from its latents: iterations, residual and error, beside the public scheme."""
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import RUNS
+from benchmarks.record import DATA, RUNS
 from core import bits_per_dim
 from core.shapes import sum_event
 from discrete import Flow, MaskedConvolution
@@ -20,7 +18,6 @@ from experiment.build import load_data
 from experiment.run import load_best
 
 CONFIG = "configs/mnist/mintnet_small.toml"
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 THREADS, ROWS = 2, 16
 
 Row = dict[str, Any]

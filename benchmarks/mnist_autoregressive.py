@@ -1,19 +1,16 @@
 """MADE, MADE of mixtures and MAF(5) on MNIST for a few minutes each: nats in logit space, as in the MAF paper."""
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import RUNS
+from benchmarks.record import DATA, RUNS
 from discrete import Compose, Flow
 from experiment import evaluate, load_config, load_run, train
 from experiment.data import mnist
 
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 # The paper's widths and batches; steps and rates for a fraction of its epochs. The paper's figures are in its table 2.
 OVERRIDES = {
     "maf": ["train.steps=3000", "train.learning_rate=1e-3"],

@@ -1,16 +1,13 @@
 """A small Glow on MNIST, 20 minutes on two CPU cores: test bits/dim, round trip in float32, samples, interpolations."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-from benchmarks.record import DOCS, RUNS
+from benchmarks.record import DATA, DOCS, RUNS
 from experiment import evaluate, load_config, train
 from experiment.files import write_atomic
 from experiment.sampling import draw_interpolations, draw_samples
 
 CONFIG = "configs/mnist/glow_small.toml"
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 THREADS = 2
 COLUMNS = (
     "kind",

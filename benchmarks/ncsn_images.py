@@ -1,9 +1,7 @@
 """Draws of NCSN on digits and MNIST, judged by a small classifier of the data."""
 
-import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +11,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks.labels import Labelled, labelled_digits, labelled_mnist
-from benchmarks.record import DOCS, RUNS
+from benchmarks.record import DATA, DOCS, RUNS
 from experiment import load_config, load_run, train
 from experiment.files import write_atomic
 from experiment.plots import png, sample_figure
 from experiment.run import load_best
 
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 SAMPLES = {"digits": 512, "mnist": 256}
 CONFIDENT = 0.9
 

@@ -2,15 +2,13 @@
 
 import copy
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import RUNS
+from benchmarks.record import DATA, RUNS
 from cflows import VPSDE, ScoreSDE
 from cflows.sde import Score
 from core.shapes import align
@@ -19,7 +17,6 @@ from experiment import load_config, load_run, train
 from experiment.build import load_data
 
 SDE, T_MIN = VPSDE(), 1e-5
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiment.files import write_json
 from experiment.threads import available_cores
 
 DOCS = Path(__file__).parents[1] / "docs"
+DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 RUNS = Path(__file__).parents[1] / "runs" / "results"
 Measure = Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]
 

@@ -1,9 +1,7 @@
 """Draws of one score model of MNIST by each solver, judged by a classifier's features, against score evaluations."""
 
 import math
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.judge import SETTINGS, Judge, accuracy, confident_share, features_of, trained_judge
 from benchmarks.labels import Labelled, labelled_mnist
-from benchmarks.record import DOCS, RUNS
+from benchmarks.record import DATA, DOCS, RUNS
 from benchmarks.sampler_figure import draw_figure
 from benchmarks.samplers import BASELINE, BASELINE_NFE, SOLVERS, Solver, points, run
 from experiment import load_config, load_run, train
@@ -24,7 +22,6 @@ from experiment.reverse_process import ReverseProcess
 from experiment.threads import set_threads
 from experiment.two_sample import bandwidth, distances
 
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 CONFIG, RUN = "configs/mnist/vp_sde_unet.toml", RUNS / "mnist-vp_sde_unet"
 SAMPLES, CHUNK, REFERENCE, KERNEL_ROWS, DIRECTIONS, RESAMPLES = 400, 100, 10_000, 1000, 128, 30
 EVALUATIONS = {

@@ -1,17 +1,14 @@
 """Results of suites: what `compare.py configs/suites/<name>.toml --out runs/suites/<name>` trains, a row a model."""
 
 import json
-import os
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.record import RUNS
+from benchmarks.record import DATA, RUNS
 from experiment.published import published
 from experiment.suite import run_suite
 from experiment.threads import available_cores
 
-DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", "data"))
 KEPT = (
     "log_prob_nats",
     "bits_per_dim",
