@@ -4,20 +4,24 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from cflows.ode.field import Field, Report, Rows, Solution
+from cflows.ode.field import Field, Report, Rows, Solution, local_error
 from cflows.ode.per_sample import MAX_STEPS, StepVanishesError, name_rows
 
 State = tuple[Tensor, ...]  # x, and the integrals where there are any
 
 
 class _Watched:
-    """The field as torchdiffeq calls it, counted, and when each row was first not finite."""
+    """The field as torchdiffeq calls it, counted, with the errors of the steps and when a row was first not finite."""
 
-    def __init__(self, field: Field, x: Tensor, ends: Tensor, report: Report | None) -> None:
-        self.field, self.report = field, report
+    def __init__(
+        self, field: Field, x: Tensor, ends: Tensor, report: Report | None, *, rtol: float, atol: float
+    ) -> None:
+        self.field, self.report, self.rtol, self.atol = field, report, rtol, atol
         self.low, self.high = ends.min(), ends.max()
         self.calls, self.accepted = 0, -1
-        self.t, self.slope = ends[0], x
+        self.t, self.x, self.slope = ends[0], x, x
+        self.shares: State = (x,)
+        self.local_error = torch.zeros_like(x.detach().flatten(1)[:, 0])
         self.failed_at = torch.full_like(x.detach().flatten(1)[:, 0], torch.nan)
 
     def __call__(self, t: Tensor, state: State) -> State:
@@ -25,14 +29,29 @@ class _Watched:
         # The first step is chosen by a trial that may go far too long: nothing is asked for outside.
         self.t = torch.minimum(torch.maximum(t, self.low), self.high)
         self.calls += 1
-        self.slope, rates = self.field(state[0], self.t)
+        self.x = state[0]
+        self.slope, rates = self.field(self.x, self.t)
         with torch.no_grad():  # noted on the device, and read only when the solve fails
             bad = ~self.slope.flatten(1).sum(1).isfinite() & self.failed_at.isnan()
             self.failed_at = torch.where(bad, self.t, self.failed_at)
         return (self.slope, rates)[: len(state)]
 
+    def norm(self, shares: State) -> Tensor:
+        """Largest root-mean-square over the rows: no row's error hides behind its neighbours.
+
+        Args:
+            shares: errors of a step in units of the tolerances, x and the integrals where there are any.
+        """
+        self.shares = shares
+        return torch.stack([part.flatten(1).square().mean(1).sqrt().max() for part in shares]).max()
+
+    @torch.no_grad()
     def callback_accept_step(self, t: Tensor, state: State, dt: Tensor) -> None:
-        """Torchdiffeq tells of the state before the step."""
+        """Torchdiffeq tells of the state before the step; its error, and the place at its end, are the last ones."""
+        place, integrals = self.shares[0], self.shares[1:]
+        off = place * (self.atol + self.rtol * torch.maximum(state[0].abs(), self.x.abs()))
+        nats = integrals[0] * (self.atol * self.x[0].numel()) if integrals else off.new_zeros(len(off), 0)
+        self.local_error = self.local_error + local_error(off, nats)
         if self.report is not None and self.accepted >= 0:
             self.report(self.accepted, state[0])
         self.accepted += 1
@@ -75,10 +94,10 @@ def batch_adaptive(
         StepVanishesError: the step vanishes, the field is not finite or the steps are too many.
     """
     ends = x.new_tensor([start, end])
-    watched = _Watched(field, x, ends, report)
+    watched = _Watched(field, x, ends, report, rtol=rtol, atol=atol)
     state = (x, x.new_zeros(len(x), columns))[: 2 if columns else 1]
     # An adaptive method would step past the end and interpolate: step_t makes it land there.
-    options = {"norm": _worst_row, "step_t": ends[1:], "max_num_steps": MAX_STEPS}
+    options = {"norm": watched.norm, "step_t": ends[1:], "max_num_steps": MAX_STEPS}
     tolerances = {
         "rtol": (rtol, 10 * torch.finfo(x.dtype).eps)[: len(state)],
         "atol": (atol, atol * x[0].numel())[: len(state)],
@@ -91,9 +110,4 @@ def batch_adaptive(
         report(watched.accepted, path[0][-1])
     integrals = path[1][-1] if columns else x.new_zeros(len(x), 0)
     nfe = torch.full((len(x),), watched.calls, dtype=torch.long, device=x.device)
-    return Solution(path[0][-1], integrals, nfe)
-
-
-def _worst_row(state: State) -> Tensor:
-    """Largest root-mean-square over the rows: no row's error hides behind its neighbours."""
-    return torch.stack([part.flatten(1).square().mean(1).sqrt().max() for part in state]).max()
+    return Solution(path[0][-1], integrals, nfe, local_error=watched.local_error)

@@ -57,12 +57,29 @@ class Solution(NamedTuple):
         nfe: calls of the field that each row took part in, `(rows,)`.
         increments: of a fixed grid, what each step adds to the mean of a row's integrals, without gradient,
             `(steps, rows)`.
+        local_error: of an adaptive method, what the errors of all steps may do to log p, nats, `(rows,)`.
     """
 
     x: Rows
     integrals: Float[Tensor, "rows columns"]
     nfe: Int[Tensor, " rows"]
     increments: Float[Tensor, "steps rows"] | None = None
+    local_error: Float[Tensor, " rows"] | None = None
+
+
+def local_error(x: Rows, integrals: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
+    """|δI| + √D |δx|, nats: what errors of a step may do to log p, which moves by δI + ∇ log p · δx to first order.
+
+    The gradient is taken to be as long as a standard normal's, and none of it to be lost or to cancel on the way.
+
+    Checked by tests/cflows/test_solver_error.py.
+
+    Args:
+        x: error of the place.
+        integrals: errors of the integrals, whose mean counts.
+    """
+    place = x.flatten(1)
+    return integrals.sum(1).abs() / max(1, integrals.shape[1]) + place.norm(dim=1) * place.shape[1] ** 0.5
 
 
 def rows_of(function: Function, index: Tensor) -> Function:

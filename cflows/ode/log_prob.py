@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from cflows.ode.field import Field, rows_of
+from cflows.ode.field import Field, Solution, rows_of
 from cflows.ode.fixed_grid import Times
 from cflows.ode.solver import ODESolver
 from core.density import DensityModel, Kind, LikelihoodEstimate
@@ -81,8 +81,9 @@ def ode_log_prob(
         steps: steps of a fixed method.
         t_min: start, within [0, 1).
         error_factor: solves once more with tolerances looser by this factor (half the steps of a fixed method) and
-            reports the difference as `solver_error`, for adaptive methods never below atol a dimension: it errs on the
-            large side, and is larger than what neighbours do to a row. None skips it.
+            reports the difference as `solver_error`, for adaptive methods with the errors of the steps added and never
+            below atol a dimension: it errs on the large side, and is larger than what neighbours do to a row. None
+            skips it.
         generator: draws the probes.
 
     Returns:
@@ -156,27 +157,31 @@ def transported_log_prob(
             half = torch.cat([times[:-1:2], times[-1:]])
             other = solver.coarser(error_factor).solve(field, x, half, columns=divergence.columns)
             ends = at_end - log_prob(other.x), (solution.integrals - other.integrals).mean(1)
-            solver_error = _solver_error(*ends, solution.increments, other.increments)
-            solver_error = solver_error.clamp(min=solver.floor * x[0].numel())
+            solver_error = _solver_error(*ends, solution, other).clamp(min=solver.floor * x[0].numel())
     kind: Kind = "exact" if divergence.exact else "estimate"
     std_error = _std_error(solution.integrals.detach(), exact=divergence.exact)
     value = at_end + solution.integrals.mean(1)
     return LikelihoodEstimate(value, std_error, solver_error, None, kind, solution.nfe)
 
 
-def _solver_error(end: Tensor, integral: Tensor, fine: Tensor | None, coarse: Tensor | None) -> Tensor:
-    """Difference of two solves; of fixed grids, step by step, so that no error hides behind one of the other sign.
+def _solver_error(end: Tensor, integral: Tensor, fine: Solution, coarse: Solution) -> Tensor:
+    """Difference of two solves, and what keeps it from being small by chance.
+
+    On fixed grids the integrals are compared step by step, so that no error hides behind one of the other sign; to the
+    difference of adaptive ones the errors of all their steps are added.
 
     Args:
         end: difference of the log-density at the end, `(rows,)`.
         integral: difference of the integral, likewise.
-        fine: increments of the integral a step, `(steps, rows)`, or None.
-        coarse: those of every two steps.
+        fine: the solve whose number is given.
+        coarse: that with looser tolerances, or half the steps.
     """
-    if fine is None or coarse is None:
-        return (end + integral).abs()
-    pairs = torch.cat([fine, fine.new_zeros(len(fine) % 2, fine.shape[1])]).unflatten(0, (-1, 2)).sum(1)
-    return end.abs() + (pairs - coarse).abs().sum(0)
+    if fine.increments is not None and coarse.increments is not None:
+        steps = fine.increments
+        pairs = torch.cat([steps, steps.new_zeros(len(steps) % 2, steps.shape[1])]).unflatten(0, (-1, 2)).sum(1)
+        return end.abs() + (pairs - coarse.increments).abs().sum(0)
+    of_steps = [solve.local_error for solve in (fine, coarse) if solve.local_error is not None]
+    return (end + integral).abs() + torch.stack(of_steps).sum(0)
 
 
 def check_start(t_min: float) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cflows.ode.field import Field, Report, Rows, Solution
+from cflows.ode.field import Field, Report, Rows, Solution, local_error
 from cflows.ode.tableaus import Tableau, combine
 from core.shapes import align
 
@@ -19,7 +19,7 @@ class StepVanishesError(RuntimeError):
 
 
 class _State(NamedTuple):
-    """Rows on their way: their index among all, time, next step, place, integrals, slope and rate at the place."""
+    """Rows on their way: index among all, time, next step, place, integrals, slope, rate and errors of the steps."""
 
     row: Tensor
     t: Tensor
@@ -28,6 +28,7 @@ class _State(NamedTuple):
     integrals: Tensor
     slope: Tensor
     rate: Tensor
+    local_error: Tensor
 
 
 def per_sample(
@@ -73,9 +74,9 @@ def per_sample(
     first = FIRST * atol ** (1 / tableau.order) * (end - start)
     state = _State(
         torch.arange(len(x), device=x.device), t, torch.full_like(t, first), x,
-        x.new_zeros(len(x), columns), slope, rate,
+        x.new_zeros(len(x), columns), slope, rate, torch.zeros_like(t),
     )  # fmt: skip
-    arrived, integrals, nfe = x, state.integrals, torch.zeros_like(state.row)
+    arrived, integrals, errors, nfe = x, state.integrals, torch.zeros_like(t), torch.zeros_like(state.row)
     for count in range(MAX_STEPS):
         state = _round(field, state, end, tableau, rtol=rtol, atol=atol)
         if report is not None:
@@ -90,16 +91,17 @@ def per_sample(
             rows = state.row[there]
             arrived = arrived.index_copy(0, rows, state.x[there])
             integrals = integrals.index_copy(0, rows, state.integrals[there])
+            errors[rows] = state.local_error[there]
             nfe[rows] = 1 + (count + 1) * len(tableau.nodes)
             if not len(left):
-                return Solution(arrived, integrals, nfe)
+                return Solution(arrived, integrals, nfe, local_error=errors)
             state, field = _State(*(part[left] for part in state)), field.rows(left)
     raise StepVanishesError(f"{MAX_STEPS} rounds are not enough for {name_rows(state.row, state.t)}")
 
 
 def _round(field: Field, state: _State, end: float, tableau: Tableau, *, rtol: float, atol: float) -> _State:
     """One step tried by every row, taken where its error is small enough."""
-    row, t, h, x, integrals, slope, rate = state
+    row, t, h, x, integrals, slope, rate, errors = state
     last = (h.abs() >= (end - t).abs()) | (t + h == end)
     h = torch.where(last, end - t, h)
     t_next = torch.where(last, torch.full_like(t, end), t + h)
@@ -113,16 +115,18 @@ def _round(field: Field, state: _State, end: float, tableau: Tableau, *, rtol: f
         rates.append(rate)
     total = _add(integrals, h, tableau.rows[-1], rates[:-1])
     with torch.no_grad():
-        off = _add(torch.zeros_like(x), h, tableau.error, slopes) / (atol + rtol * torch.maximum(x.abs(), y.abs()))
-        nats = _add(torch.zeros_like(integrals), h, tableau.error, rates) / (atol * x[0].numel())
-        error = torch.cat([off.flatten(1).square().mean(1, keepdim=True).sqrt(), nats.abs()], 1).amax(1)
+        off = _add(torch.zeros_like(x), h, tableau.error, slopes)
+        nats = _add(torch.zeros_like(integrals), h, tableau.error, rates)
+        share = off / (atol + rtol * torch.maximum(x.abs(), y.abs()))
+        shares = share.flatten(1).square().mean(1, keepdim=True).sqrt(), nats.abs() / (atol * x[0].numel())
+        error = torch.cat(shares, 1).amax(1)
         taken = error <= 1  # not where it is NaN
         factor = (SAFETY * error ** (-1 / tableau.order)).clamp(SHRINK, GROW).nan_to_num(SHRINK)
         h_next = h * torch.where(taken, factor, factor.clamp(max=1.0))
     keep = lambda new, old: torch.where(align(taken, new), new, old)  # noqa: E731
     return _State(
         row, keep(t_next, t), h_next, keep(y, x), keep(total, integrals),
-        keep(slopes[-1], slopes[0]), keep(rates[-1], rates[0]),
+        keep(slopes[-1], slopes[0]), keep(rates[-1], rates[0]), keep(errors + local_error(off, nats), errors),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from cflows import SDE, SubVPSDE, ode_log_prob, probability_flow_log_prob
 from cflows.angle_flow import AngleFlow
 from cflows.ode import fixed_grid, log_prob, per_sample, solver
+from cflows.ode.field import Solution
 from cflows.ode.solver import PER_SAMPLE, ODESolver
 from cflows.ode.tableaus import DORMAND_PRINCE
 from cflows.sde import Score
@@ -132,7 +133,7 @@ def _is_the_mixture(likelihood: solvers.Likelihood, *, x: Tensor) -> None:
 def test_solver_error_of_a_fixed_grid(method: str) -> None:
     """The difference of two solves alone, in which errors of both signs cancel."""
 
-    def at_the_end(end: Tensor, integral: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+    def at_the_end(end: Tensor, integral: Tensor, fine: Solution, coarse: Solution) -> Tensor:
         return (end + integral).abs()
 
     run = partial(ode_log_prob, method=method, steps=max(12, ODESolver(method=method).fewest_steps))
