@@ -53,7 +53,7 @@ def solver_for_share(
         z, log_det = Compose(*bijections)(z, condition, generator=generator)
 
     def estimate(solver: ODESolver) -> LikelihoodEstimate:
-        twin = variant(inner, solver=solver, error_factor=ERROR_FACTOR if solver.fixed else None)
+        twin = variant(inner, solver=solver, error_factor=ERROR_FACTOR)
         probes = torch.Generator(x.device).manual_seed(seed)
         return twin.estimate_log_prob(z.to(inner.anchor), condition, generator=probes).shifted(log_det)
 

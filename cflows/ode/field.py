@@ -68,9 +68,10 @@ class Solution(NamedTuple):
 
 
 def local_error(x: Rows, integrals: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-    """|δI| + √D |δx|, nats: what errors of a step may do to log p, which moves by δI + ∇ log p · δx to first order.
+    """2 (|δI| + √D |δx|), nats: what a step's errors may do to log p, which moves by δI + ∇ log p · δx to first order.
 
-    The gradient is taken to be as long as a standard normal's, and none of it to be lost or to cancel on the way.
+    The gradient is taken to be as long as a standard normal's, no error to be lost or to cancel on the way, and all of
+    them to be twice what the method tells.
 
     Checked by tests/cflows/test_solver_error.py.
 
@@ -79,7 +80,8 @@ def local_error(x: Rows, integrals: Float[Tensor, "rows columns"]) -> Float[Tens
         integrals: errors of the integrals, whose mean counts.
     """
     place = x.flatten(1)
-    return integrals.sum(1).abs() / max(1, integrals.shape[1]) + place.norm(dim=1) * place.shape[1] ** 0.5
+    of_integral = integrals.sum(1).abs() / max(1, integrals.shape[1])
+    return 2 * (of_integral + place.shape[1] ** 0.5 * place.norm(dim=1))
 
 
 def rows_of(function: Function, index: Tensor) -> Function:

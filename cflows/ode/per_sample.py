@@ -11,7 +11,7 @@ from cflows.ode.tableaus import Tableau, combine
 from core.shapes import align
 
 MAX_STEPS = 20_000  # far beyond any solve that ends: a tolerance out of reach stops here
-FIRST, SAFETY, SHRINK, GROW = 0.2, 0.9, 0.2, 5.0
+FIRST, SAFETY, SHRINK, GROW = 0.15, 0.9, 0.2, 5.0
 
 
 class StepVanishesError(RuntimeError):
@@ -19,11 +19,12 @@ class StepVanishesError(RuntimeError):
 
 
 class _State(NamedTuple):
-    """Rows on their way: index among all, time, next step, place, integrals, slope, rate and errors of the steps."""
+    """Rows on their way: index among all, time, next step, whether it is a second try, place, and what is there."""
 
     row: Tensor
     t: Tensor
     h: Tensor
+    again: Tensor
     x: Tensor
     integrals: Tensor
     slope: Tensor
@@ -46,8 +47,8 @@ def per_sample(
     """Each row steps as its own error allows, and leaves the batch when it arrives.
 
     A step is taken again, shorter, where the local error exceeds 1 in its root mean square over the row, in units of
-    atol + rtol |x|, or where that of an integral exceeds D · atol: `atol` nats a dimension. The host reads once a round
-    which rows are left.
+    atol + rtol |x|, or where that of an integral exceeds D · atol: `atol` nats a dimension. The step after such a one
+    is no longer than it. The host reads once a round which rows are left.
 
     References:
         Hairer, Nørsett, Wanner, "Solving ordinary differential equations I", 1993, section II.4, eq. 4.11 to 4.13.
@@ -73,7 +74,7 @@ def per_sample(
     # Of the same power of the tolerance as later steps: two tolerances never take the same ones.
     first = FIRST * atol ** (1 / tableau.order) * (end - start)
     state = _State(
-        torch.arange(len(x), device=x.device), t, torch.full_like(t, first), x,
+        torch.arange(len(x), device=x.device), t, torch.full_like(t, first), torch.zeros_like(t, dtype=torch.bool), x,
         x.new_zeros(len(x), columns), slope, rate, torch.zeros_like(t),
     )  # fmt: skip
     arrived, integrals, errors, nfe = x, state.integrals, torch.zeros_like(t), torch.zeros_like(state.row)
@@ -101,7 +102,7 @@ def per_sample(
 
 def _round(field: Field, state: _State, end: float, tableau: Tableau, *, rtol: float, atol: float) -> _State:
     """One step tried by every row, taken where its error is small enough."""
-    row, t, h, x, integrals, slope, rate, errors = state
+    row, t, h, again, x, integrals, slope, rate, errors = state
     last = (h.abs() >= (end - t).abs()) | (t + h == end)
     h = torch.where(last, end - t, h)
     t_next = torch.where(last, torch.full_like(t, end), t + h)
@@ -122,10 +123,10 @@ def _round(field: Field, state: _State, end: float, tableau: Tableau, *, rtol: f
         error = torch.cat(shares, 1).amax(1)
         taken = error <= 1  # not where it is NaN
         factor = (SAFETY * error ** (-1 / tableau.order)).clamp(SHRINK, GROW).nan_to_num(SHRINK)
-        h_next = h * torch.where(taken, factor, factor.clamp(max=1.0))
+        h_next = h * torch.where(taken & ~again, factor, factor.clamp(max=1.0))
     keep = lambda new, old: torch.where(align(taken, new), new, old)  # noqa: E731
     return _State(
-        row, keep(t_next, t), h_next, keep(y, x), keep(total, integrals),
+        row, keep(t_next, t), h_next, ~taken, keep(y, x), keep(total, integrals),
         keep(slopes[-1], slopes[0]), keep(rates[-1], rates[0]), keep(errors + local_error(off, nats), errors),
     )  # fmt: skip
 

@@ -1,6 +1,5 @@
-"""The error that a solve reports, on rows enough to meet accidents of one in hundreds."""
+"""The error that a solve reports, on rows enough to meet accidents of one in thousands."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from cflows import SDE, probability_flow_log_prob
 from cflows.ode import batch_adaptive, per_sample
+from cflows.ode.field import local_error
 from cflows.ode.solver import PER_SAMPLE
 from cflows.sde import Score
 from core import ExactDivergence, GaussianMixture, LikelihoodEstimate
 from core.density import DensityModel
 
-METHODS = ("dopri5", PER_SAMPLE)
-LocalError = Callable[[Tensor, Tensor], Tensor]
+ROWS = 4000
 
 
 def modes(features: int) -> GaussianMixture:
@@ -44,48 +43,38 @@ def likelihood(
     )
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("method", ["dopri5", PER_SAMPLE])
 @pytest.mark.parametrize("features", [2, 8])
-def test_no_row_of_a_thousand_is_off_by_three_times_what_is_reported(
+def test_no_row_of_thousands_is_off_by_three_times_what_is_reported(
     features: int, method: str, tolerance: float
 ) -> None:
     """Two solves that agree by chance hide nothing: the errors of their steps are counted as well."""
     run = partial(likelihood, method=method, tolerance=tolerance)
     mixture = modes(features)
-    solvers.no_error_hides_from_steps(run, mixture, mixture.sample((1000,), generator=rng(1)))
+    solvers.no_error_hides_from_steps(run, mixture, mixture.sample((ROWS,), generator=rng(1)))
+
+
+def test_errors_of_a_step_by_hand() -> None:
+    """Twice (3 + 5 √2): the mean of 2 and 4, and a place that is off by (3, -4)."""
+    x, integrals = torch.tensor([[3.0, -4.0]]), torch.tensor([[-2.0, -4.0]])
+    torch.testing.assert_close(local_error(x, integrals), torch.tensor([2 * (3 + 5 * 2**0.5)]))
+    torch.testing.assert_close(local_error(x, integrals[:, :0]), torch.tensor([2 * 5 * 2**0.5]))
 
 
 def zero(x: Tensor, integrals: Tensor) -> Tensor:
     return x.new_zeros(len(x))
 
 
-def of_place(x: Tensor, integrals: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
-
-
-def of_integrals(x: Tensor, integrals: Tensor) -> Tensor:
-    return integrals.mean(1).abs()
-
-
-@pytest.mark.parametrize(
-    ("method", "features", "part"),
-    [
-        (PER_SAMPLE, 8, zero),
-        (PER_SAMPLE, 8, of_place),
-        (PER_SAMPLE, 8, of_integrals),
-        ("dopri5", 2, zero),
-        ("dopri5", 2, of_place),
-    ],
-)
-def test_errors_of_the_steps_left_out(method: str, features: int, part: LocalError) -> None:
-    """No error of a step, or that of the place or of the integrals alone, and some row's is hidden."""
+@pytest.mark.parametrize(("method", "place", "features"), [(PER_SAMPLE, per_sample, 8), ("dopri5", batch_adaptive, 2)])
+def test_errors_of_the_steps_left_out(method: str, place: Any, features: int) -> None:
+    """Some row's is hidden."""
     mixture, run = modes(features), partial(likelihood, method=method, tolerance=1e-4)
 
     def broken(*arguments: Any) -> LikelihoodEstimate:
-        with patch.object(per_sample if method == PER_SAMPLE else batch_adaptive, "local_error", part):
+        with patch.object(place, "local_error", zero):
             return run(*arguments)
 
-    x = mixture.sample((1000,), generator=rng(1))
+    x = mixture.sample((ROWS,), generator=rng(1))
     contract = partial(solvers.no_error_hides_from_steps, mixture=mixture, x=x)
     Tooth(contract, lambda: run, lambda: broken).bites()

@@ -120,7 +120,7 @@ def no_error_hides_from_steps(likelihood: Likelihood, mixture: GaussianMixture, 
     reported = estimate.solver_error
     assert (error <= 3 * reported).all(), f"an error is {(error / reported).max():.1f} times what is reported"
     large = (reported.square().mean() / error.square().mean()).sqrt()
-    assert large <= 40, f"reported is {large:.0f} times the error"
+    assert large <= 60, f"reported is {large:.0f} times the error"
 
 
 def exact_score(mixture: GaussianMixture, sde: SDE) -> Score:
