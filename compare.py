@@ -3,11 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiment import compare
 from experiment.cli import parser, run
-from experiment.data.table import is_table
-from experiment.starter import plan
-from experiment.suite import is_suite, run_suite
 
 
 def main() -> None:
@@ -29,6 +25,11 @@ def main() -> None:
     p.add_argument("--quiet", dest="progress_bar", action="store_false", help="no progress bar")
     p.add_argument("--jobs", type=int, default=1, help="trainings of a suite at a time; default 1")
     options = vars(p.parse_args())
+    from experiment import compare  # torch takes seconds, which --help need not
+    from experiment.data.table import is_table
+    from experiment.starter import plan
+    from experiment.suite import is_suite, run_suite
+
     contenders, out, jobs, minutes = (options.pop(name) for name in ("contenders", "out", "jobs", "minutes"))
     if len(contenders) == 1 and is_suite(contenders[0]):
         print(run_suite(contenders[0], out or Path("runs/comparison"), jobs=jobs, **options))

@@ -2,7 +2,6 @@
 
 import sys
 
-from experiment import anomalies, classify, evaluate, evaluate_score
 from experiment.cli import evaluation_options, evaluation_parser, run
 
 
@@ -10,6 +9,8 @@ def main() -> None:
     """Parses, evaluates each run or the network, prints what is found."""
     asked = evaluation_parser().parse_args()
     options = evaluation_options(asked)
+    from experiment import anomalies, classify, evaluate, evaluate_score  # torch takes seconds, which --help need not
+
     if asked.score is not None:
         print(evaluate_score(**options).text())
     judge = classify if asked.classify else evaluate if asked.data is None else anomalies

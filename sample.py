@@ -1,22 +1,17 @@
 """Draws samples from a trained run."""
 
 import sys
-from collections.abc import Callable
 
 from experiment.cli import given_options, run, sampling_parser
-from experiment.drawing import Written
-from experiment.inpainting import draw_inpaintings
-from experiment.sampling import draw_interpolations, draw_samples
 
 
 def main() -> None:
     """Parses, draws, says where the samples lie."""
     asked = sampling_parser().parse_args()
-    draw: Callable[..., Written] = draw_samples
-    if asked.part is not None:
-        draw = draw_inpaintings
-    elif asked.steps is not None:
-        draw = draw_interpolations
+    from experiment.inpainting import draw_inpaintings  # torch takes seconds, which --help need not
+    from experiment.sampling import draw_interpolations, draw_samples
+
+    draw = draw_inpaintings if asked.part else draw_samples if asked.steps is None else draw_interpolations
     written = draw(**given_options(asked, draw))
     print("wrote " + " and ".join(str(path) for path in written))
 

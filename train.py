@@ -3,9 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiment import load_config, train
 from experiment.cli import parser, run
-from experiment.run import run_folder
 
 
 def main() -> None:
@@ -22,6 +20,9 @@ def main() -> None:
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events (extra 'tensorboard')")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     a = p.parse_args()
+    from experiment import load_config, train  # torch takes seconds, which --help need not
+    from experiment.run import run_folder
+
     done = train(
         load_config(a.config, a.set),
         a.run_dir or run_folder(a.config),

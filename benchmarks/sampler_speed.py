@@ -11,7 +11,7 @@ from benchmarks.flow_peers import Run, ratio, seconds
 from benchmarks.samplers import SOLVERS, Counted
 from cflows import ScoreSDE
 from experiment import load_config
-from experiment.build import build
+from experiment.builder import build
 from experiment.reverse_process import ReverseProcess
 from experiment.threads import keep_freed_memory
 

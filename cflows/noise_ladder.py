@@ -6,11 +6,10 @@ References:
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import norm
 from torch import Tensor
 
 from core.rng import Rng, for_all_rows
@@ -117,11 +116,13 @@ def ladder_levels(dimensions: int, sigma_max: float, sigma_min: float, *, overla
             "ladder_levels needs 0 < sigma_min < sigma_max and overlap within (0, 1), but has "
             f"{sigma_min}, {sigma_max} and {overlap}."
         )
-    width = math.sqrt(2 * dimensions)
+    from scipy.optimize import brentq  # half as long to import as torch
+
+    width, cdf = math.sqrt(2 * dimensions), NormalDist().cdf
 
     def excess(gamma: float) -> float:
         shift = width * (gamma - 1)
-        return float(norm.cdf(shift + 3 * gamma) - norm.cdf(shift - 3 * gamma)) - overlap
+        return cdf(shift + 3 * gamma) - cdf(shift - 3 * gamma) - overlap
 
     high = 2.0
     while excess(high) > 0 and high < 1e6:
@@ -168,6 +169,8 @@ def matched_step_size(sigmas: Sequence[float] | Tensor, *, steps: int) -> float:
         q = (1 - relative / 2) ** 2
         noise = relative / (1 - q)
         return abs(q**steps * (ratio - noise) + noise - 1)
+
+    from scipy.optimize import minimize_scalar  # half as long to import as torch
 
     grid = [math.log(2.0) * (i / 400) + math.log(1e-6) * (1 - i / 400) for i in range(401)]
     best = min(range(401), key=lambda i: mismatch(grid[i]))

@@ -1,20 +1,23 @@
 """Top layer: configs, data, training, evaluation and comparison of either side."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # Idle threads sleep instead of spinning: with fewer free cores than threads, steps took 50 times as long.
-# OpenMP reads it when torch is loaded, hence before the imports below.
+# OpenMP reads it when torch is loaded, hence before any import of that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from experiment.anomaly import anomalies
-from experiment.build import build
-from experiment.classification import classify
-from experiment.comparison import compare
-from experiment.config import load_config
-from experiment.engine import train
-from experiment.evaluation import evaluate
-from experiment.own_score import evaluate_score
-from experiment.run import load_run
+if TYPE_CHECKING:
+    from experiment.anomaly import anomalies
+    from experiment.builder import build
+    from experiment.classification import classify
+    from experiment.comparison import compare
+    from experiment.config import load_config
+    from experiment.engine import train
+    from experiment.evaluation import evaluate
+    from experiment.own_score import evaluate_score
+    from experiment.run import load_run
 
 __all__ = [
     "anomalies",
@@ -27,3 +30,22 @@ __all__ = [
     "load_run",
     "train",
 ]
+
+_PLACES = {
+    "anomalies": "anomaly",
+    "build": "builder",
+    "classify": "classification",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "evaluate_score": "own_score",
+    "load_config": "config",
+    "load_run": "run",
+    "train": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from its module at its first use: a script's --help need not wait for torch."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"experiment.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'experiment' has no attribute {name!r}")

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import Tensor
 
-from experiment.build import Built
+from experiment.builder import Built
 
 
 class EMA:

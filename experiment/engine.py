@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiment.build import load_data, parameter_count
+from experiment.builder import load_data, parameter_count
 from experiment.config import Config
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from experiment.budget import Array
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import read_toml
 from experiment.data import Dataset
 from experiment.data.dataset import Layout, check_finite, check_levels, lay_out

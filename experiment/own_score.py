@@ -11,7 +11,7 @@ from cflows import SDE, VESDE, VPSDE, CosineVPSDE, ODESolver, PredictedScore, Su
 from core import DensityModel, ExactDivergence, Hutchinson
 from core.divergence import Divergence
 from discrete import Flow
-from experiment.build import build_preprocessing, load_data
+from experiment.builder import build_preprocessing, load_data
 from experiment.config import Evaluate, read_toml
 from experiment.data import Dataset
 from experiment.device import resolve_device

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from core import DensityModel, GenerativeModel
-from experiment.build import Built, build, load_data
+from experiment.builder import Built, build, load_data
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core import DensityModel
 from discrete import BatchNorm, set_batch_statistics
-from experiment.build import Built, build
+from experiment.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA

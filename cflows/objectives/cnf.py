@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchdiffeq import odeint_adjoint
 
 from cflows.models.continuous_flow import ContinuousFlow, conditioned
 from cflows.objectives.rows import mean_over_rows
@@ -199,6 +198,8 @@ def adjoint_solve(field: PenalisedField, x: Tensor, solver: ODESolver, parameter
     Raises:
         RuntimeError: the step of an adaptive method vanishes.
     """
+    from torchdiffeq import odeint_adjoint  # it imports scipy, half as long as torch takes
+
     calls = 0
 
     def slopes(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from cflows.ode.field import Field, Report, Rows, Solution, local_error
 from cflows.ode.per_sample import MAX_STEPS, StepVanishesError, name_rows
@@ -93,6 +92,8 @@ def batch_adaptive(
     Raises:
         StepVanishesError: the step vanishes, the field is not finite or the steps are too many.
     """
+    from torchdiffeq import odeint  # it imports scipy, half as long as torch takes
+
     ends = x.new_tensor([start, end])
     watched = _Watched(field, x, ends, report, rtol=rtol, atol=atol)
     state = (x, x.new_zeros(len(x), columns))[: 2 if columns else 1]

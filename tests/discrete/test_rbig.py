@@ -22,7 +22,7 @@ from discrete import (
 from discrete.bijections.reflections import HouseholderMatrix, random_reflections, random_rotation, reflections_of
 from discrete.rbig import principal_axes
 from experiment import engine, evaluate, load_config, load_run, train
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import parse_config
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import torch
 from discrete import Flow
 from discrete.inference import VAE
 from experiment import evaluate, load_run, train
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import Config, parse_config
 from experiment.errors import UserError
 from experiment.evaluation import saved_log_prob

@@ -9,7 +9,7 @@ import torch
 from discrete import MADE
 from discrete.mass import MassModel
 from experiment import evaluate, load_run, train
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import parse_config
 from experiment.errors import UserError
 from experiment.sampling import draw_samples

@@ -10,7 +10,7 @@ import pytest
 from cflows import FFJORD, ConditionalFlowMatching, FlowMatching, ODESolver, RegularizedLikelihood
 from core import ExactDivergence, Hutchinson, HutchPlusPlus
 from experiment import evaluate, load_config, load_run, train
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import parse_config
 from experiment.errors import UserError
 from experiment.sampling import draw_samples

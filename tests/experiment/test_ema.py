@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core import DiagonalNormal
-from experiment.build import Built
+from experiment.builder import Built
 from experiment.ema import EMA
 from experiment.objective import MaximumLikelihood
 

@@ -12,7 +12,7 @@ from torch import nn
 from core import GenerativeModel
 from discrete import BatchNorm
 from experiment import compare, evaluate, load_run, train
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import parse_config
 from experiment.data import Dataset, Labels, digits
 from experiment.errors import UserError

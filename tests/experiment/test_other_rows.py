@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError

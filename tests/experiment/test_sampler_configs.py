@@ -9,7 +9,7 @@ import torch
 
 from cflows import CosineVPSDE
 from cflows.samplers.sampler import Sampler
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import load_config, parse_config, with_sampler
 from experiment.errors import UserError
 from experiment.samplers import build_sampler

@@ -22,7 +22,7 @@ from cflows import (
 )
 from cflows.objectives.weightings import Weighting
 from experiment import compare, evaluate, load_config, load_run, train
-from experiment.build import build
+from experiment.builder import build
 from experiment.config import parse_config
 from experiment.data import digits, sample_toy
 from experiment.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiment import contenders, starter
-from experiment.build import build
+from experiment.builder import build
 from experiment.cli import run
 from experiment.config import load_config, parse_config
 from experiment.data import table

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.sections.base import Section

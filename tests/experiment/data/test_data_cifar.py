@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from experiment import compare, evaluate, train
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset, cifar, cifar10_lossless_4k
 from experiment.data.cifar import SHA256

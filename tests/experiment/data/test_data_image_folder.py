@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from experiment.build import load_data
+from experiment.builder import load_data
 from experiment.config import parse_config
 from experiment.data import image_folder
 from experiment.errors import UserError
