@@ -216,9 +216,11 @@ def _check_same_rows(summaries: Sequence[Summary]) -> None:
                 f"{first.run} was tested on {first.data} ({first.rows} rows) and {other.run} on {other.data} "
                 f"({other.rows} rows): only runs tested on the same rows can be compared."
             )
-        if other.draws != first.draws:
+    noisy = [s for s in summaries if not s.mass]  # a mass has no draws but one
+    for other in noisy[1:]:
+        if other.draws != noisy[0].draws:
             raise UserError(
-                f"{first.run} was evaluated with {first.draws} dequantization draws and {other.run} with "
+                f"{noisy[0].run} was evaluated with {noisy[0].draws} dequantization draws and {other.run} with "
                 f"{other.draws}; give --draws to use the same."
             )
 

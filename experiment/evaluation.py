@@ -173,7 +173,7 @@ def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
         shape = saved_log_prob(run).shape
     except (UserError, TypeError):  # absent, damaged, or written by another version
         return None
-    wanted = _draws(run, draws) if summary.kind != "exact" and summary.bits_per_dim is not None else 1
+    wanted = 1 if summary.bits_per_dim is None or summary.mass else _draws(run, draws)
     whole = shape == (summary.draws, summary.rows) and summary.draws == wanted
     return summary if whole and summary.checkpoint_sha256_16 == file_digest(run.best) else None
 

@@ -114,6 +114,11 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def mass(self) -> bool:
+        """Whether whole numbers are given a probability: no noise is drawn, and nothing is a bound."""
+        return self.kind == "exact" and self.bits_per_dim is not None
+
+    @property
     def error_nats(self) -> float:
         """Error bar: standard error and solver error added in quadrature."""
         return math.hypot(self.sampling_error_nats, self.solver_error_nats)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import compare, contenders, normalization_check, train
-from experiment.comparison import Comparison
+from experiment import compare, contenders, evaluate, normalization_check, train
+from experiment.comparison import Comparison, _check_same_rows
 from experiment.comparison_figures import disagreeing, histogram
 from experiment.config import parse_config
 from experiment.contenders import Options, open_or_train
 from experiment.data import Dataset
 from experiment.errors import UserError
+from experiment.evaluation import saved_summary
 from experiment.published import published
 from experiment.quality import Draws, draws_of, floor, quality
 
@@ -154,6 +155,26 @@ def test_baselines_take_images_as_vectors_and_leave_labels_alone(tmp_path: Path)
     told = {**table, "data": {**data, "labels": True}, "model": {"kind": "real_nvp", "hidden": [4]}}
     labelled = train(parse_config(told | {"data": {"kind": "digits", "labels": True}}, source="test"), tmp_path / "l")
     assert contenders.baselines(labelled, tmp_path / "none", Options()) == []
+
+
+def test_a_mass_stands_beside_bounds_of_several_draws(tmp_path: Path) -> None:
+    """It has no dequantization noise to draw: one draw is all of them."""
+    models = {
+        "mass": ({"kind": "digits"}, {"kind": "autoregressive_mlp", "hidden": [64]}),
+        "bound": ({"kind": "digits", "layout": "image"}, {"kind": "glow", "levels": 1, "depth": 1, "hidden": [4]}),
+        "other": ({"kind": "digits"}, {"kind": "real_nvp", "layers": 2, "hidden": [8]}),
+    }
+    runs = {}
+    for name, (data, model) in models.items():
+        preprocessing = {"kind": "none" if name == "mass" else "logit"}
+        table = {"data": data, "model": model, "preprocessing": preprocessing, "train": {"steps": 2, "batch_size": 32}}
+        runs[name] = train(parse_config(table | {"evaluate": {"draws": 2}}, source=name), tmp_path / name, threads=1)
+    found = compare([run.path for run in runs.values()], tmp_path / "out", samples=0, with_baselines=False, threads=1)
+    assert {s.run: s.draws for s in found.summaries} == {"mass": 1, "bound": 2, "other": 2}
+    assert len(found.differences) == 3
+    evaluate(runs["other"].path, draws=3, threads=1)
+    with pytest.raises(UserError, match="bound was evaluated with 2 dequantization draws and other with 3"):
+        _check_same_rows([saved_summary(run, draws=n) for run, n in zip(runs.values(), (2, 2, 3), strict=True)])
 
 
 def points(rows: int, seed: int) -> torch.Tensor:
