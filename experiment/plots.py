@@ -81,26 +81,30 @@ def moving_figure(
 
 
 def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array]) -> Figure:
-    """Mean likelihood of each model with its error bar, and how its rows are spread.
+    """Mean likelihood of each model with its error bar, and beside it how its rows are spread.
 
     Args:
         summaries: one a run, on the same rows.
         log_prob: log-densities of each run, `(draws, rows)`, nats.
     """
     figure = Figure(figsize=(10.5, 1.9 + 0.55 * len(summaries)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25), sharey=True)
     factor, unit = _unit(summaries[0])
-    bins = np.histogram_bin_edges(np.concatenate([values.mean(0) for values in log_prob]) * factor, 40)
-    for i, (summary, values) in enumerate(zip(summaries, log_prob, strict=True)):
+    rows = [values.mean(0) * factor for values in log_prob]
+    low, high = np.quantile(np.concatenate(rows), [0.002, 0.998])
+    bins = np.linspace(low, high, 61)
+    counts = [np.histogram(np.clip(values, low, high), bins)[0] for values in rows]
+    height = 0.85 / max(int(count.max()) for count in counts)
+    for i, (summary, count) in enumerate(zip(summaries, counts, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
         mean, error = summary.log_prob_nats * factor, summary.error_nats * abs(factor)
         left.errorbar(mean, i, xerr=error, fmt="o", color=colour, capsize=4, markersize=6, linewidth=1.6)
         left.annotate(
             f"{mean:.3f} ± {error:.3f}", (mean, i), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9
         )
-        rows = values.mean(0) * factor
-        right.hist(rows, bins=bins, histtype="stepfilled", alpha=0.25, color=colour)
-        right.hist(rows, bins=bins, histtype="step", color=colour, linewidth=1.5, label=summary.run)
+        floor = i + 0.4
+        right.stairs(floor - height * count, bins, baseline=floor, fill=True, alpha=0.25, color=colour)
+        right.stairs(floor - height * count, bins, baseline=floor, color=colour, linewidth=1.2)
     if summaries[0].entropy_nats is not None and factor == -1:
         left.axvline(summaries[0].entropy_nats, color=MUTED, linestyle="--", linewidth=1, label="entropy of the source")
         left.legend(frameon=False, fontsize=8)
@@ -108,11 +112,10 @@ def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array])
     left.set_ylim(len(summaries) - 0.5, -0.7)
     left.margins(x=0.35)
     left.set_xlabel(f"mean over {summaries[0].rows} test rows, {unit} (lower is better)")
-    right.set_xlabel(f"each test row, {unit}")
-    right.set_ylabel("rows")
-    right.legend(frameon=False, fontsize=9)
+    right.set_xlabel(f"each test row, {unit} (at the ends all beyond)")
     for axis in (left, right):
         plain_axis(axis)
+    right.tick_params(left=False)
     figure.suptitle(f"Test likelihood on {summaries[0].data}", fontsize=12, color=INK)
     return figure
 
