@@ -11,7 +11,7 @@ def main() -> None:
     from experiment.inpainting import draw_inpaintings  # torch takes seconds, which --help need not
     from experiment.sampling import draw_interpolations, draw_samples
 
-    draw = draw_inpaintings if asked.part else draw_samples if asked.steps is None else draw_interpolations
+    draw = draw_inpaintings if asked.part is not None else draw_samples if asked.steps is None else draw_interpolations
     written = draw(**given_options(asked, draw))
     print("wrote " + " and ".join(str(path) for path in written))
 

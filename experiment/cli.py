@@ -225,6 +225,8 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.filename is None:  # no file of the user's, such as a library that cannot be loaded
+            raise
         print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from experiment.budget import expected_standard_error
 from experiment.unwrapped import SolvedByODE, innermost, steps, variant
 
 PILOT_ROWS = 256
-ERROR_FACTOR = 10.0  # the error of a solve is its difference from one that is looser by this
+ERROR_FACTOR = 10.0  # a solve is compared with one that is looser by this
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class _Watched:
         place, integrals = self.shares[0], self.shares[1:]
         off = place * (self.atol + self.rtol * torch.maximum(state[0].abs(), self.x.abs()))
         nats = integrals[0] * (self.atol * self.x[0].numel()) if integrals else off.new_zeros(len(off), 0)
-        self.local_error = self.local_error + local_error(off, nats)
+        self.local_error = self.local_error + local_error(off, nats).to(self.local_error)  # tolerances are float64
         if self.report is not None and self.accepted >= 0:
             self.report(self.accepted, state[0])
         self.accepted += 1

@@ -10,12 +10,12 @@ from contracts import solvers
 from helpers import Tooth, normal, rng
 from torch import Tensor
 
-from cflows import SDE, probability_flow_log_prob
+from cflows import SDE, ode_log_prob, probability_flow_log_prob
 from cflows.ode import batch_adaptive, per_sample
 from cflows.ode.field import local_error
 from cflows.ode.solver import PER_SAMPLE
 from cflows.sde import Score
-from core import ExactDivergence, GaussianMixture, LikelihoodEstimate
+from core import ExactDivergence, GaussianMixture, LikelihoodEstimate, StandardNormal
 from core.density import DensityModel
 
 ROWS = 4000
@@ -60,6 +60,12 @@ def test_errors_of_a_step_by_hand() -> None:
     x, integrals = torch.tensor([[3.0, -4.0]]), torch.tensor([[-2.0, -4.0]])
     torch.testing.assert_close(local_error(x, integrals), torch.tensor([2 * (3 + 5 * 2**0.5)]))
     torch.testing.assert_close(local_error(x, integrals[:, :0]), torch.tensor([2 * 5 * 2**0.5]))
+
+
+@pytest.mark.parametrize("method", ["dopri5", PER_SAMPLE])
+def test_the_error_has_the_dtype_of_the_rows(method: str) -> None:
+    estimate = ode_log_prob(lambda x, t: -x, StandardNormal(2), torch.ones(3, 2), method=method)
+    assert estimate.log_prob.dtype == estimate.solver_error.dtype == torch.float32
 
 
 def zero(x: Tensor, integrals: Tensor) -> Tensor:
