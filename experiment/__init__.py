@@ -44,8 +44,13 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """A public name from its module at its first use: a script's --help need not wait for torch."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"experiment.{_PLACES[name]}"), name)
-    raise AttributeError(f"module 'experiment' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker any name would be one
+
+    def __getattr__(name: str) -> Any:
+        """A public name from its module at its first use: a script's --help need not wait for torch."""
+        if name in _PLACES:
+            return getattr(importlib.import_module(f"experiment.{_PLACES[name]}"), name)
+        raise AttributeError(f"module 'experiment' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ from experiment.budget import Array
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import UserError
-from experiment.evaluation import check_options, likelihoods, load_density, noise_draws
+from experiment.evaluation import asked_draws, check_options, likelihoods, load_density, noise_draws
 from experiment.files import write_atomic, write_json
 from experiment.other_rows import other_rows
 from experiment.plots import anomaly_figure, png
@@ -157,7 +157,7 @@ def anomalies(
     model = load_density(folder, device=place)
     model = marginal(model, dataset).to(place).eval()
     set_threads(threads, model)
-    count = noise_draws(model, dataset, draws or folder.config.evaluate.draws)
+    count = noise_draws(model, dataset, asked_draws(folder, draws))
     sources = {
         "test": (dataset.test, torch.arange(len(dataset.test))),
         "validation": (dataset.validation, torch.arange(len(dataset.validation))),

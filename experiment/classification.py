@@ -16,7 +16,7 @@ from experiment.batches import batches
 from experiment.budget import Array, standard_error
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import check_options, load_density, noise_draws
+from experiment.evaluation import asked_draws, check_options, load_density, noise_draws
 from experiment.files import write_atomic, write_json
 from experiment.run import open_run
 from experiment.threads import set_threads
@@ -97,7 +97,7 @@ def classify(
     if not isinstance(model, MixtureOfDensities):
         raise UserError(f"--classify needs densities of each class, but {folder.name} has none.")
     set_threads(threads, model)
-    count = noise_draws(model, dataset, draws or folder.config.evaluate.draws)
+    count = noise_draws(model, dataset, asked_draws(folder, draws))
     jobs = [batch for draw in range(count) for batch in batches(dataset.test.to(place), draw=draw)]
     joint: list[Array] = []
     with torch.no_grad():

@@ -76,7 +76,7 @@ def evaluate(
         folder.load_data(None if data_root is None else Path(data_root)),
         _subject(folder),
         folder.path,
-        draws=_draws(folder, draws),
+        draws=asked_draws(folder, draws),
         solver_share=solver_share,
         audit_rows=audit_rows,
         device=place,
@@ -173,7 +173,7 @@ def saved_summary(run: Run, *, draws: int | None = None) -> Summary | None:
         shape = saved_log_prob(run).shape
     except (UserError, TypeError):  # absent, damaged, or written by another version
         return None
-    wanted = 1 if summary.bits_per_dim is None or summary.mass else _draws(run, draws)
+    wanted = 1 if summary.bits_per_dim is None or summary.mass else asked_draws(run, draws)
     whole = shape == (summary.draws, summary.rows) and summary.draws == wanted
     return summary if whole and summary.checkpoint_sha256_16 == file_digest(run.best) else None
 
@@ -188,7 +188,8 @@ def saved_log_prob(run: Run) -> Array:
         raise UserError(f"{path} cannot be read ({error}); evaluate the run again.") from error
 
 
-def _draws(run: Run, draws: int | None) -> int:
+def asked_draws(run: Run, draws: int | None) -> int:
+    """Dequantization draws a row: those asked for, or the config's."""
     return run.config.evaluate.draws if draws is None else draws
 
 

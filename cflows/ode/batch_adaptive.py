@@ -7,18 +7,18 @@ from cflows.ode.field import Field, Report, Rows, Solution, local_error
 from cflows.ode.per_sample import MAX_STEPS, StepVanishesError, name_rows
 
 State = tuple[Tensor, ...]  # x, and the integrals where there are any
+Tolerances = tuple[tuple[float, ...], tuple[float, ...]]  # relative and absolute, a part of the state each
 
 
 class _Watched:
     """The field as torchdiffeq calls it, counted, with the errors of the steps and when a row was first not finite."""
 
-    def __init__(
-        self, field: Field, x: Tensor, ends: Tensor, report: Report | None, *, rtol: float, atol: float
-    ) -> None:
-        self.field, self.report, self.rtol, self.atol = field, report, rtol, atol
+    def __init__(self, field: Field, x: Tensor, ends: Tensor, report: Report | None, tolerances: Tolerances) -> None:
+        self.field, self.report, self.tolerances = field, report, tolerances
         self.low, self.high = ends.min(), ends.max()
         self.calls, self.accepted = 0, -1
-        self.t, self.x, self.slope = ends[0], x, x
+        self.t, self.slope = ends[0], x
+        self.state: State = (x,)
         self.shares: State = (x,)
         self.local_error = torch.zeros_like(x.detach().flatten(1)[:, 0])
         self.failed_at = torch.full_like(x.detach().flatten(1)[:, 0], torch.nan)
@@ -28,8 +28,8 @@ class _Watched:
         # The first step is chosen by a trial that may go far too long: nothing is asked for outside.
         self.t = torch.minimum(torch.maximum(t, self.low), self.high)
         self.calls += 1
-        self.x = state[0]
-        self.slope, rates = self.field(self.x, self.t)
+        self.state = state
+        self.slope, rates = self.field(state[0], self.t)
         with torch.no_grad():  # noted on the device, and read only when the solve fails
             bad = ~self.slope.flatten(1).sum(1).isfinite() & self.failed_at.isnan()
             self.failed_at = torch.where(bad, self.t, self.failed_at)
@@ -46,10 +46,10 @@ class _Watched:
 
     @torch.no_grad()
     def callback_accept_step(self, t: Tensor, state: State, dt: Tensor) -> None:
-        """Torchdiffeq tells of the state before the step; its error, and the place at its end, are the last ones."""
-        place, integrals = self.shares[0], self.shares[1:]
-        off = place * (self.atol + self.rtol * torch.maximum(state[0].abs(), self.x.abs()))
-        nats = integrals[0] * (self.atol * self.x[0].numel()) if integrals else off.new_zeros(len(off), 0)
+        """Torchdiffeq tells of the state before the step; its error, and the state at its end, are the last ones."""
+        parts = zip(self.shares, state, self.state, *self.tolerances, strict=True)
+        errors = [share * (atol + rtol * torch.maximum(old.abs(), new.abs())) for share, old, new, rtol, atol in parts]
+        off, nats = errors if len(errors) == 2 else (errors[0], errors[0].new_zeros(len(errors[0]), 0))
         self.local_error = self.local_error + local_error(off, nats).to(self.local_error)  # tolerances are float64
         if self.report is not None and self.accepted >= 0:
             self.report(self.accepted, state[0])
@@ -95,16 +95,14 @@ def batch_adaptive(
     from torchdiffeq import odeint  # it imports scipy, half as long as torch takes
 
     ends = x.new_tensor([start, end])
-    watched = _Watched(field, x, ends, report, rtol=rtol, atol=atol)
     state = (x, x.new_zeros(len(x), columns))[: 2 if columns else 1]
+    relative = (rtol, 10 * torch.finfo(x.dtype).eps)[: len(state)]
+    absolute = (atol, atol * x[0].numel())[: len(state)]
+    watched = _Watched(field, x, ends, report, (relative, absolute))
     # An adaptive method would step past the end and interpolate: step_t makes it land there.
     options = {"norm": watched.norm, "step_t": ends[1:], "max_num_steps": MAX_STEPS}
-    tolerances = {
-        "rtol": (rtol, 10 * torch.finfo(x.dtype).eps)[: len(state)],
-        "atol": (atol, atol * x[0].numel())[: len(state)],
-    }
     try:
-        path = odeint(watched, state, ends, method=method, options=options, **tolerances)
+        path = odeint(watched, state, ends, method=method, options=options, rtol=relative, atol=absolute)
     except AssertionError as error:
         raise StepVanishesError(f"{error} on {watched.where()}") from error
     if report is not None:

@@ -51,9 +51,11 @@ def per_sample(
     is no longer than it. The host reads once a round which rows are left.
 
     References:
-        Hairer, Nørsett, Wanner, "Solving ordinary differential equations I", 1993, section II.4, eq. 4.11 to 4.13.
+        Hairer, Nørsett, Wanner, "Solving ordinary differential equations I", 1993, section II.4, eq. 4.11 to 4.13, and
+        the rule after them for the step that follows a rejected one.
 
-    Checked by tests/cflows/test_ode_solvers.py (tolerance, and rows alone as among others).
+    Checked by tests/cflows/test_ode_solvers.py (tolerance, and rows alone as among others) and
+    tests/cflows/test_solver_error.py (errors of the steps, and what follows a second try).
 
     Args:
         field: velocity and rates; `rows` serves those that are left, each at its own time.

@@ -11,7 +11,7 @@ from torch import Tensor
 from cflows import SDE, VPSDE, ode_log_prob, probability_flow_log_prob
 from cflows.ode.solver import ADAPTIVE, PER_SAMPLE, ODESolver
 from cflows.sde import Score, probability_flow
-from core import ExactDivergence, GaussianMixture, Hutchinson, LikelihoodEstimate, StandardNormal
+from core import ExactDivergence, GaussianMixture, Hutchinson, StandardNormal
 from core.density import DensityModel
 
 PLANE = GaussianMixture(MEANS, COVARIANCES, WEIGHTS)
@@ -27,20 +27,7 @@ def space() -> GaussianMixture:
 MIXTURES = {2: PLANE, 16: space()}
 
 
-def solve(
-    score: Score, sde: SDE, base: DensityModel, x: Tensor, t_min: float, *, tolerance: float = 1e-6
-) -> LikelihoodEstimate:
-    return probability_flow_log_prob(
-        score,
-        sde,
-        x,
-        base=base,
-        divergence=ExactDivergence(),
-        t_min=t_min,
-        rtol=tolerance,
-        atol=tolerance,
-        error_factor=None,
-    )
+solve = partial(solvers.by_exact_trace, error_factor=None)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +210,8 @@ def wide() -> GaussianMixture:
 def test_likelihood_in_64_dimensions(method: str, name: str) -> None:
     """A mixture within 1e-4 nats."""
     mixture, tolerance = wide(), 1e-7
-    options = {"method": method, "rtol": tolerance, "atol": tolerance / 64, "error_factor": None}
-
-    def likelihood(score: Score, sde: SDE, base: DensityModel, x: Tensor, t_min: float) -> LikelihoodEstimate:
-        exact = ExactDivergence(chunk=64)
-        return probability_flow_log_prob(score, sde, x, base=base, divergence=exact, t_min=t_min, **options)
-
+    options = {"divergence": ExactDivergence(chunk=64), "method": method, "atol": tolerance / 64}
+    likelihood = partial(solve, tolerance=tolerance, **options)
     with torch.no_grad():
         solvers.mixture_likelihood(likelihood, SDES[name][0], mixture, mixture.sample((2,), generator=rng(22)))
 

@@ -6,13 +6,14 @@ Every function takes the solver as a callable, so that a wrong one can be handed
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cflows import SDE, VPSDE
+from cflows import SDE, VPSDE, probability_flow_log_prob
 from cflows.sde import Score
-from core import GaussianMixture, LikelihoodEstimate, StandardNormal
+from core import ExactDivergence, GaussianMixture, LikelihoodEstimate, StandardNormal
 from core.bases import Base
 from core.density import DensityModel
 from core.rng import Rng
@@ -131,6 +132,14 @@ def exact_score(mixture: GaussianMixture, sde: SDE) -> Score:
 def exact_base(mixture: GaussianMixture, sde: SDE) -> PerturbedMixture:
     """p_1 of a mixture under the SDE."""
     return PerturbedMixture(mixture, *sde.marginal(torch.ones((), dtype=torch.float64)))
+
+
+def by_exact_trace(
+    score: Score, sde: SDE, base: DensityModel, x: Tensor, t_min: float, *, tolerance: float = 1e-6, **options: Any
+) -> LikelihoodEstimate:
+    """`probability_flow_log_prob` as a `Likelihood`."""
+    settings: dict[str, Any] = {"divergence": ExactDivergence(), "rtol": tolerance, "atol": tolerance, **options}
+    return probability_flow_log_prob(score, sde, x, base=base, t_min=t_min, **settings)
 
 
 def mixture_likelihood(
