@@ -9,7 +9,7 @@ from cflows.ode.fixed_grid import ADAMS_ORDER, Times, adams, runge_kutta
 from cflows.ode.per_sample import StepVanishesError, per_sample
 from cflows.ode.tableaus import DORMAND_PRINCE, FIXED_TABLEAUS
 
-Together = Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"]
+Together = Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"]
 Fixed = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "adams", "adams_sparse"]
 Method = Literal[Together, "dopri5_per_sample", Fixed]
 ADAPTIVE, FIXED, METHODS = get_args(Together), get_args(Fixed), get_args(Method)
@@ -21,8 +21,8 @@ ADAMS = {"adams": 1, "adams_sparse": 2}  # at every node or every second one an 
 class ODESolver:
     """How an ODE is solved.
 
-    - `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`: adaptive, by torchdiffeq. One step size for all rows of
-      a call, small enough for the worst of them: a row depends on its neighbours within the solver error.
+    - `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`: adaptive, by torchdiffeq. One step size for all rows of a call,
+      small enough for the worst of them: a row depends on its neighbours within the solver error.
     - `dopri5_per_sample`: adaptive, with a step size for each row, which leaves when it arrives; the velocity is called
       with a time for each row.
     - `euler`, `midpoint`, `heun2`, `heun3`, `rk4`, `adams`: on a fixed grid, 1, 2, 2, 3, 4 and 1 evaluations a step, of

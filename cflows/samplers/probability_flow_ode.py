@@ -18,11 +18,11 @@ class ProbabilityFlow(Sampler):
     """dx/dt = f(x, t) - ½ g(t)² s(x, t) solved from t = 1 to t_min, and back by `encode`.
 
     Each x_T has its x_0 and each x_0 its latent x_T, which depends on the data and the process alone once the score is
-    exact. An adaptive method (`dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`) keeps the error of a step
-    within its tolerances for the worst row; on a mixture the error at the end was below 20 of them (`fehlberg2`: 500).
-    Its step is one for all rows, so that a row depends on its neighbours within that error; that of `dopri5_per_sample`
-    is its own, and the score is called with a time for each row. A fixed one takes 1 (`euler`, `adams`), 2 (`midpoint`,
-    `heun2`), 3 (`heun3`) or 4 (`rk4`) evaluations a step of `time_grid`; `adams` 1 more at the start.
+    exact. An adaptive method (`dopri5`, `dopri8`, `bosh3`, `adaptive_heun`) keeps the error of a step within its
+    tolerances for the worst row; on a mixture the error at the end was below 20 of them. Its step is one for all rows,
+    so that a row depends on its neighbours within that error; that of `dopri5_per_sample` is its own, and the score is
+    called with a time for each row. A fixed one takes 1 (`euler`, `adams`), 2 (`midpoint`, `heun2`), 3 (`heun3`) or 4
+    (`rk4`) evaluations a step of `time_grid`; `adams` 1 more at the start.
 
     References:
         Song et al., 2021, section 4.3 and eq. 13. Hairer, Nørsett, Wanner, "Solving ordinary

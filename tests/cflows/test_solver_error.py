@@ -40,11 +40,26 @@ def test_no_row_of_thousands_is_off_by_three_times_what_is_reported(
     solvers.no_error_hides_from_steps(run, mixture, mixture.sample((ROWS,), generator=rng(1)))
 
 
+def test_no_row_of_64_dimensions_is_off_by_three_times_what_is_reported() -> None:
+    """Where an error of the place along the gradient would count √D times."""
+    run, mixture = partial(solvers.by_exact_trace, method=PER_SAMPLE, tolerance=1e-3), modes(64)
+    solvers.no_error_hides_from_steps(run, mixture, mixture.sample((500,), generator=rng(1)))
+
+
+@pytest.mark.parametrize(("method", "large"), [("dopri8", 250), ("bosh3", 600), ("adaptive_heun", 2000)])
+@pytest.mark.parametrize("features", [2, 8])
+def test_other_methods_err_on_the_large_side(features: int, method: str, large: float) -> None:
+    """By far: what they keep is much better than what their estimates are of."""
+    run, mixture = partial(solvers.by_exact_trace, method=method, tolerance=1e-3), modes(features)
+    x = mixture.sample((ROWS,), generator=rng(1))
+    solvers.no_error_hides_from_steps(run, mixture, x, far_too_large=large)
+
+
 def test_errors_of_a_step_by_hand() -> None:
-    """Twice (3 + 5 √2): the mean of 2 and 4, and a place that is off by (3, -4)."""
+    """Three times 3 + 5: the mean of 2 and 4, and a place that is off by (3, -4)."""
     x, integrals = torch.tensor([[3.0, -4.0]]), torch.tensor([[-2.0, -4.0]])
-    torch.testing.assert_close(local_error(x, integrals), torch.tensor([2 * (3 + 5 * 2**0.5)]))
-    torch.testing.assert_close(local_error(x, integrals[:, :0]), torch.tensor([2 * 5 * 2**0.5]))
+    torch.testing.assert_close(local_error(x, integrals), torch.tensor([24.0]))
+    torch.testing.assert_close(local_error(x, integrals[:, :0]), torch.tensor([15.0]))
 
 
 @pytest.mark.parametrize("method", ["dopri5", PER_SAMPLE])
