@@ -12,6 +12,7 @@ Rows = Float[Tensor, "rows n"]
 Square = Float[Tensor, "n n"]
 Nats = Float[Tensor, ""]
 Side = Literal["lower", "upper"]
+MANY = 2  # rows a feature from which on a product of factors is multiplied out before it meets them
 
 
 class Matrix(nn.Module, abc.ABC):
@@ -146,7 +147,9 @@ class LUMatrix(Matrix):
         self.factors = nn.Parameter(L.tril(-1) + s.diag() + U.triu(1))
 
     def multiply(self, x: Rows) -> Rows:
-        """x Uᵀ Lᵀ Pᵀ, O(n²) a row."""
+        """x Uᵀ Lᵀ Pᵀ, O(n²) a row; many rows by W itself."""
+        if len(x) > MANY * x.shape[1]:
+            return F.linear(x, self.matrix())
         y = F.linear(x, self._upper())
         return (y + F.linear(y, self.factors.tril(-1))).index_select(1, self.order)
 

@@ -337,8 +337,8 @@ def _polynomial(coefficients: tuple[float, ...], s: Tensor) -> Tensor:
 
 
 def may_have(mask: Tensor) -> bool:
-    """Whether any value is not 0; on other devices than a CPU, which would have to wait for it, always."""
-    return mask.device.type != "cpu" or bool(mask.any())
+    """Whether any value is not 0; always where that must not be asked: of another device than a CPU, or in a graph."""
+    return mask.device.type != "cpu" or torch.compiler.is_compiling() or bool(mask.any())
 
 
 def _is_far(log_p: Tensor) -> Tensor:

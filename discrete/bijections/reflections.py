@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from discrete.bijections.matrices import Matrix, Nats, Rows, Square, TriangularMatrix
+from discrete.bijections.matrices import MANY, Matrix, Nats, Rows, Square, TriangularMatrix
 
-MANY = 2  # rows a feature from which on Q is multiplied out: a third of the time of 64 reflections on 1024 rows
 BLOCK = 128  # reflections at a time: V Vᵀ of all 784 at once takes three times as long as blocks on 100 rows
 
 

@@ -38,12 +38,14 @@ def dense(matrix: Matrix) -> Tensor:
 
 
 def matches_dense(matrix: Matrix, W: Tensor, *, tolerance: float = 1e-10) -> None:
-    """matrix(), multiply, solve and log_abs_det are W, x Wᵀ, z W⁻ᵀ and log|det W|."""
-    x = normal(5, (len(W),), rng(0))
+    """matrix(), multiply, solve and log_abs_det are W, x Wᵀ, z W⁻ᵀ and log|det W|, of few rows and of many."""
+    few, many = normal(2, (len(W),), rng(0)), normal(3 * len(W), (len(W),), rng(1))
     pairs = {
         "matrix": (matrix.matrix(), W),
-        "multiply": (matrix.multiply(x), x @ W.T),
-        "solve": (matrix.solve(x), x @ torch.linalg.inv(W).T),
+        "multiply": (matrix.multiply(few), few @ W.T),
+        "multiply, many": (matrix.multiply(many), many @ W.T),
+        "solve": (matrix.solve(few), few @ torch.linalg.inv(W).T),
+        "solve, many": (matrix.solve(many), many @ torch.linalg.inv(W).T),
         "log_abs_det": (matrix.log_abs_det(), torch.linalg.slogdet(W).logabsdet),
     }
     for name, (found, expected) in pairs.items():

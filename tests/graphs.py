@@ -1,0 +1,55 @@
+"""`python tests/graphs.py` prints a line for each log-likelihood that `torch.compile` does not get as one graph.
+
+A program of its own: the annotations that tests enforce are calls that a graph cannot hold.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from cases import DENSITIES
+from helpers import normal, perturb, rng, seeded
+from torch import Tensor
+
+from cflows import FFJORD, FlowMatching, ScoreSDE
+from cflows.models.continuous_flow import ContinuousFlow
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def densities() -> Iterator[tuple[str, Call]]:
+    """Of every case, but those whose solver takes times from tensors."""
+    for name, case in DENSITIES.items():
+        model = case.make()
+        if not any(isinstance(part, ScoreSDE | ContinuousFlow) for part in model.modules()):
+            yield name, (model.log_prob, (case.data(4, model.event_shape, rng(2)), case.context(4, rng(3))))
+
+
+def velocities() -> Iterator[tuple[str, Call]]:
+    """What those call at every evaluation; autograd, which takes the divergence, stays outside of a graph."""
+    x, t = normal(5, (3,), rng(0)), torch.tensor(0.4, dtype=torch.float64)
+    for kind in (FFJORD, FlowMatching, ScoreSDE):
+        model = perturb(seeded(lambda kind=kind: kind(3, hidden=(16,))), rng(2))
+        yield kind.__name__, (model, (x, t))
+
+
+def fault(call: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+    """Why it is not one graph with the same numbers; empty where it is."""
+    torch._dynamo.reset()
+    try:
+        found = torch.compile(call, backend="eager", fullgraph=True)(*arguments)
+        torch.testing.assert_close(found, call(*arguments))
+    except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
+def broken(x: Tensor) -> Tensor:
+    """Reads a value."""
+    return x * x.sum().item() if x.sum() > 0 else x
+
+
+if __name__ == "__main__":
+    for name, (call, arguments) in [*densities(), *velocities(), ("broken on purpose", (broken, (torch.ones(2),)))]:
+        if found := fault(call, arguments):
+            print(f"{name}: {found}")
