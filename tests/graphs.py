@@ -22,7 +22,8 @@ def densities() -> Iterator[tuple[str, Call]]:
     for name, case in DENSITIES.items():
         model = case.make()
         if not any(isinstance(part, ScoreSDE | ContinuousFlow) for part in model.modules()):
-            yield name, (model.log_prob, (case.data(4, model.event_shape, rng(2)), case.context(4, rng(3))))
+            for rows in (4, 40):  # few and many beside the features
+                yield name, (model.log_prob, (case.data(rows, model.event_shape, rng(2)), case.context(rows, rng(3))))
 
 
 def velocities() -> Iterator[tuple[str, Call]]:
@@ -40,7 +41,7 @@ def fault(call: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
         found = torch.compile(call, backend="eager", fullgraph=True)(*arguments)
         torch.testing.assert_close(found, call(*arguments))
     except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
-        return str(error).strip().splitlines()[0]
+        return f"{type(error).__name__} {error}".strip().splitlines()[0]
     return ""
 
 

@@ -68,9 +68,9 @@ class Invertible1x1Conv(Bijection):
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x and -H W log|det W|."""
-        # There are many more pixels than channels: one solve for W⁻¹, and a product for each image.
-        W_inverse = self.weight.solve(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)).mT
-        return torch.bmm(W_inverse.expand(z.shape[0], -1, -1), z.flatten(2)).view(z.shape), -self._log_det(z)
+        pixels = z.movedim(1, -1)
+        x = self.weight.solve(pixels.flatten(0, -2)).view(pixels.shape).movedim(-1, 1)
+        return x, -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:
         return (self.pixels * self.weight.log_abs_det()).expand(x.shape[0])
