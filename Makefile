@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: the tests are small, and two workers fill two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test lint fast docs results clean
+.PHONY: demo test lint fast docs results bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cflows needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -39,6 +39,14 @@ docs: $(VENV)/.installed
 # Longer trainings and measurements; each leaves docs/results/<name>.json, from which the tables of the docs are made.
 results: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run
+
+# Times beside the peers of the extra `bench`, for an idle machine; one to two hours.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run --bench
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs site build

@@ -163,24 +163,27 @@ def training_step(rival: Rival, x: Tensor) -> Run:
     return run
 
 
-def seconds(runs: dict[str, Run], *, budget: float, least: int = 3, most: int = 21) -> dict[str, list[float]]:
+def seconds(
+    runs: dict[str, Run], *, budget: float, least: int = 3, most: int = 21, warm: float = WARM
+) -> dict[str, list[float]]:
     """Times of each in turn, so that whatever else the machine does meets all.
 
     A run of less than half a second follows one of its own kind that is not timed: what the others left in the caches
     says nothing of it.
 
     Args:
-        runs: what to time; all are run in turn beforehand, for two seconds or once.
+        runs: what to time; all are run in turn beforehand.
         budget: seconds to spend, from which follows the number of rounds.
         least: rounds.
         most: rounds.
+        warm: seconds to run beforehand, once at least.
 
     Raises:
         RuntimeError: a run whose result is not finite.
     """
     begun = time.perf_counter()
     first = {name: _timed(run, name) for name, run in runs.items()}
-    while time.perf_counter() - begun < WARM:
+    while time.perf_counter() - begun < warm:
         first = {name: _timed(run, name) for name, run in runs.items()}
     rounds = max(least, min(most, int(budget / sum(first.values()))))
     taken: dict[str, list[float]] = {name: [] for name in runs}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run [name ...]` measures all results or the named ones and writes the tables anew."""
+"""`python -m benchmarks.run [--bench | name ...]` measures all results, all times or the named, and writes tables."""
 
 import importlib
 import importlib.util
@@ -6,6 +6,7 @@ import sys
 
 from benchmarks import tables
 from benchmarks.record import record
+from experiment.errors import UserError
 
 # Each is a module of this package, imported when its turn comes: what others import has no share in its times.
 RESULTS = (
@@ -14,13 +15,9 @@ RESULTS = (
     "continuous_toys",
     "digits",
     "distillation",
-    "glow_memory",
-    "glow_speed",
     "mnist_glow",
     "mnist_autoregressive",
     "bsds300",
-    "autoregressive_speed",
-    "autoregressive_growth",
     "inverse_modes",
     "boltzmann",
     "score_field",
@@ -29,20 +26,14 @@ RESULTS = (
     "ncsn_toys",
     "energy_model",
     "ncsn_images",
-    "score_matching_speed",
     "sde_priors",
     "sampler_quality",
     "sampler_images",
     "guided_images",
-    "sampler_speed",
-    "ode_likelihood",
-    "ode_growth",
-    "ode_overhead",
     "trace_calibration",
     "planar_energies",
     "vae_posteriors",
     "discrete_toys",
-    "gaussianization_speed",
     "gaussianization_tails",
     "rbig",
     "mintnet_inverse",
@@ -51,7 +42,31 @@ RESULTS = (
     "uci_small_suite",
     "bsds300_suite",
 )
+# Those that are about time: `make bench`, on an idle machine, and at last what all of them say.
+BENCH = (
+    "start_time",
+    "data_loading",
+    "coupling_speed",
+    "autoregressive_speed",
+    "autoregressive_growth",
+    "gaussianization_speed",
+    "linear_speed",
+    "glow_speed",
+    "glow_memory",
+    "continuous_speed",
+    "score_matching_speed",
+    "sampler_speed",
+    "ode_likelihood",
+    "ode_growth",
+    "ode_overhead",
+    "compile_speed",
+    "scaling",
+    "speed",
+)
 PEERS = {  # what a result is measured beside, from the extra `bench`
+    "coupling_speed": ("nflows", "normflows", "FrEIA", "zuko"),
+    "linear_speed": ("nflows", "normflows"),
+    "continuous_speed": ("flow_matching", "torchcfm", "torchsde"),
     "glow_speed": ("normflows",),
     "autoregressive_speed": ("zuko", "nflows", "pyro"),
     "autoregressive_growth": ("zuko", "nflows"),
@@ -62,17 +77,25 @@ PEERS = {  # what a result is measured beside, from the extra `bench`
 
 def main(names: list[str]) -> None:
     """Measures the named results in order."""
-    unknown = [name for name in names if name not in RESULTS]
+    names = [*BENCH] if names == ["--bench"] else names or [*RESULTS]
+    unknown = [name for name in names if name not in (*RESULTS, *BENCH)]
     if unknown:
-        sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(RESULTS)}")
-    for name in names or RESULTS:
+        sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(dict.fromkeys((*RESULTS, *BENCH)))}")
+    failed = []
+    for name in names:
         print(f"== {name}", flush=True)
         missing = [peer for peer in PEERS.get(name, ()) if importlib.util.find_spec(peer) is None]
         if missing:
             print(f"left out: it needs {', '.join(missing)}, pip install -c constraints.txt -e '.[bench]'")
             continue
-        record(name, importlib.import_module(f"benchmarks.{name}").measure)
+        try:
+            record(name, importlib.import_module(f"benchmarks.{name}").measure)
+        except UserError as error:  # such as data that are not there: the other results do not wait for them
+            print(f"failed: {error}", flush=True)
+            failed.append(name)
     tables.main(["--write"])
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

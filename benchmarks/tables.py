@@ -13,6 +13,7 @@ PAGES = tuple(
     ROOT / page
     for page in (
         "docs/results.md",
+        "docs/speed.md",
         "docs/score_matching.md",
         "docs/sampling.md",
         "docs/likelihood.md",

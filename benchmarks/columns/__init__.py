@@ -1,8 +1,14 @@
 """The columns of every table, by the name of its JSON file."""
 
-from benchmarks.columns import discrete, likelihood, sampling, suites
+from benchmarks.columns import discrete, likelihood, sampling, speed, suites
 
 RUN_SUITES = ("toys_suite", "digits_suite", "uci_small_suite")  # bsds300_suite follows when it has been run
-TABLES = discrete.TABLES | likelihood.TABLES | sampling.TABLES | {name: suites.TABLES[name] for name in RUN_SUITES}
+TABLES = (
+    discrete.TABLES
+    | likelihood.TABLES
+    | sampling.TABLES
+    | speed.TABLES
+    | {name: suites.TABLES[name] for name in RUN_SUITES}
+)
 
 __all__ = ["TABLES"]

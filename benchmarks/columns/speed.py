@@ -1,0 +1,79 @@
+"""Tables of speed: beside peers and bare networks, of starts and data."""
+
+from benchmarks.columns.cells import Columns, Row, met, ratio
+
+
+def _peers(row: Row) -> str:
+    return ", ".join(f"{name} {ms:.2f}" for name, ms in row["ms"].items() if name not in ("ours", "bare"))
+
+
+def _difference(row: Row) -> str:
+    """The largest of those whose weights were copied."""
+    return f"{max(row['differences_nats'].values()):.0e}"
+
+
+def _target(row: Row) -> str:
+    faster = "" if row["faster_target"] is None else f"≥ {row['faster_target']:g}×"
+    return faster if row["over_bare_target"] is None else f"{faster}, ≤ {row['over_bare_target']:g} bare"
+
+
+def _optional(row: Row, name: str) -> str:
+    return "" if row.get(name) is None else f"{row[name]:.2f}"
+
+
+TABLES: dict[str, Columns] = {
+    "speed": [
+        ("case", lambda r: r["case"]),
+        ("beside", lambda r: r["peer"]),
+        ("times as fast", lambda r: f"{r['faster']:.2f}"),
+        ("over bare networks", lambda r: _optional(r, "over_bare")),
+        ("target", _target),
+        ("met", met),
+        ("measured", lambda r: r["date"]),
+    ],
+    "coupling_speed": [
+        ("coupling", lambda r: r["coupling"]),
+        ("task", lambda r: r["task"]),
+        ("bare (ms)", lambda r: f"{r['ms']['bare']:.2f}"),
+        ("ours (ms)", lambda r: f"{r['ms']['ours']:.2f}"),
+        ("peers (ms)", _peers),
+        ("over bare", lambda r: ratio(r, "over_bare")),
+        ("fastest peer / ours", lambda r: ratio(r, "faster_than_peer")),
+        ("difference (nats)", _difference),
+        ("met", met),
+    ],
+    "linear_speed": [
+        ("layer", lambda r: r["layer"]),
+        ("size", lambda r: str(r["size"])),
+        ("task", lambda r: r["task"]),
+        ("ours (ms)", lambda r: f"{r['ms']['ours']:.2f}"),
+        ("peer (ms)", _peers),
+        ("peer / ours", lambda r: ratio(r, "faster_than_peer")),
+        ("difference (nats)", _difference),
+        ("met", met),
+    ],
+    "continuous_speed": [
+        ("task", lambda r: r["task"]),
+        ("ours (ms)", lambda r: f"{r['ms']['ours']:.2f}"),
+        ("peer (ms)", lambda r: f"{r['fastest_peer']} {r['ms']['theirs']:.2f}"),
+        ("peer / ours", lambda r: ratio(r, "faster_than_peer")),
+        ("met", met),
+    ],
+    "start_time": [
+        ("what", lambda r: f"`{r['case']}`"),
+        ("seconds", lambda r: f"{r['seconds']:.2f}"),
+        ("of `import torch`", lambda r: ratio(r, "over_torch")),
+        ("target", lambda r: r["target"]),
+        ("met", met),
+    ],
+    "data_loading": [
+        ("data", lambda r: f"`{r['data']}`"),
+        ("rows", lambda r: f"{r['rows']:,}"),
+        ("batch", lambda r: str(r["batch"])),
+        ("ours (ms)", lambda r: f"{r['ms']['ours']:.3f}"),
+        ("DataLoader (ms)", lambda r: f"{r['ms']['DataLoader']:.2f}"),
+        ("of whole batches (ms)", lambda r: f"{r['ms']['whole batches']:.3f}"),
+        ("times as fast as the faster", lambda r: ratio(r, "faster_than_peer")),
+        ("training step (ms)", lambda r: f"{r['ms']['steps']:.1f}"),
+    ],
+}

@@ -1,0 +1,88 @@
+"""`torch.compile` and bfloat16 beside float32 as it comes: time, what the compiler takes, and what is lost in nats."""
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.flow_peers import Rival, log_prob, ratio, seconds, training_step
+from discrete import MAF, NSF, Flow, GaussianizationFlow, Glow, RealNVP
+from discrete.bijections.reflections import HouseholderMatrix
+from experiment.threads import keep_freed_memory
+
+D, WIDTH, LAYERS, ROWS, IMAGES, BUDGET, STD = 64, (256, 256), 5, 1024, 64, 8.0, 0.02
+KINDS: dict[str, Callable[[], Flow]] = {
+    "RealNVP": lambda: RealNVP(D, layers=8, hidden=WIDTH, normalization="none"),
+    "MAF": lambda: MAF(D, layers=LAYERS, hidden=WIDTH, normalization="none"),
+    "NSF": lambda: NSF(D, layers=LAYERS, hidden=WIDTH),
+    "Gaussianization": lambda: GaussianizationFlow(D, layers=LAYERS),
+    "Glow": lambda: Glow((1, 28, 28), levels=2, depth=6, hidden=(64, 64), scale="sigmoid"),
+}
+TASKS = {"log_prob": log_prob, "training step": training_step}
+
+Row = dict[str, Any]
+
+
+def measure() -> tuple[dict[str, Any], list[Row]]:
+    """One row a model and task."""
+    load = os.getloadavg()[0]
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = [_row(name, task) for name in KINDS for task in TASKS]
+    settings = {"features": D, "hidden": WIDTH, "rows": ROWS, "images": IMAGES, "threads": 1}
+    return {**settings, "load_average_at_start": load}, rows
+
+
+def _row(name: str, task: str) -> Row:
+    torch._dynamo.reset()
+    flow = KINDS[name]()
+    x = torch.randn(IMAGES if name == "Glow" else ROWS, *flow.event_shape)
+    flow.log_prob(x)  # what takes its start from the data has seen them
+    with torch.no_grad():
+        for p in flow.parameters():
+            p += STD * torch.randn(p.shape)
+    densities = {"eager": flow.log_prob, **_densities(flow)}
+    runs = {k: TASKS[task](Rival(flow, d, lambda rows: flow.sample((rows,))), x) for k, d in densities.items()}
+    begun = time.perf_counter()
+    runs["compiled"]()
+    compiling = time.perf_counter() - begun
+    with torch.no_grad():
+        expected = flow.log_prob(x)
+        lost = {kind: (density(x) - expected).abs().max().item() for kind, density in densities.items()}
+    taken = seconds(runs, budget=BUDGET)
+    compiled, compiled_quartiles = ratio(taken["eager"], taken["compiled"])
+    return {
+        "model": name,
+        "task": task,
+        "ms": {kind: 1e3 * median(times) for kind, times in taken.items()},
+        "compiled_faster": compiled,
+        "compiled_faster_quartiles": compiled_quartiles,
+        **_half(taken),
+        "compiling_s": compiling,
+        "lost_nats": lost,
+    }
+
+
+def _half(taken: dict[str, list[float]]) -> Row:
+    if "bfloat16" not in taken:
+        return {}
+    faster, quartiles = ratio(taken["eager"], taken["bfloat16"])
+    return {"bfloat16_faster": faster, "bfloat16_faster_quartiles": quartiles}
+
+
+def _densities(flow: Flow) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Compiled, and in bfloat16 but where a solve with triangles has none."""
+    compiled = torch.compile(flow.log_prob)
+    if any(isinstance(part, HouseholderMatrix) for part in flow.modules()):
+        return {"compiled": compiled}
+
+    def half(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return flow.log_prob(x)
+
+    return {"compiled": compiled, "bfloat16": half}
