@@ -1,14 +1,14 @@
 """Time of draws from one masked autoregressive layer as the number of features grows, beside zuko and nflows."""
 
-import os
 from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.autoregressive_speed import prepare, versions
+from benchmarks.autoregressive_speed import versions
 from benchmarks.flow_peers import mafs, perturb, ratio, sample, seconds
+from benchmarks.peers import prepare
 from benchmarks.record import DOCS
 from experiment.files import write_atomic
 from experiment.plots import COLOURS, png
@@ -21,8 +21,7 @@ Row = dict[str, Any]
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a number of features."""
-    load = os.getloadavg()[0]
-    prepare()
+    load = prepare()
     rows = [_row(D, (width, width)) for D, width in WIDTHS.items()]
     write_atomic(DOCS / "figures" / "autoregressive-growth.png", png(_figure(rows)))
     return {"layers": 1, "rows": ROWS, "dtype": "float32", **versions(), "load_average_at_start": load}, rows

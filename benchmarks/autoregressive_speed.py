@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -10,16 +9,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import flow_peers
-from benchmarks.flow_peers import Rival, Run, bare, log_prob, perturb, ratio, sample, seconds, training_step
-from experiment.threads import available_cores, keep_freed_memory
+from benchmarks.flow_peers import Rival, bare, perturb, ratio, seconds
+from benchmarks.peers import TASKS, prepare, runs_of
 
 D, HIDDEN, ROWS, BUDGET = 64, (256, 256), 1024, 10.0
 PEERS = ("zuko", "nflows", "Pyro")
-TASKS: dict[str, Callable[[Rival, Tensor], Run]] = {
-    "log_prob": log_prob,
-    "training step": training_step,
-    "sample": sample,
-}
 # At most so many times the bare networks, and at least so many times as fast as the fastest peer.
 TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("MAF", "log_prob"): {"bare": 1.15, "peer": 1.0},
@@ -37,8 +31,7 @@ Row = dict[str, Any]
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a flow and task."""
-    load = os.getloadavg()[0]
-    prepare()
+    load = prepare()
     families = {"MAF": (flow_peers.mafs, 2), "IAF": (flow_peers.iafs, 2), "NSF": (flow_peers.nsfs, 23)}
     x = torch.randn(ROWS, D)
     rows = []
@@ -51,19 +44,12 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
     return {**settings, **versions(), **waiting, "load_average_at_start": load}, rows
 
 
-def prepare() -> None:
-    """Every core, the memory that is freed kept, seeded weights and draws."""
-    keep_freed_memory()
-    torch.set_num_threads(available_cores())
-    torch.manual_seed(0)
-
-
 def versions() -> dict[str, str]:
     return {peer: importlib.metadata.version(peer) for peer in ("zuko", "nflows", "pyro-ppl")}
 
 
 def _row(family: str, task: str, rivals: dict[str, Rival], x: Tensor) -> Row:
-    taken = seconds({name: TASKS[task](rival, x) for name, rival in rivals.items()}, budget=BUDGET)
+    taken = seconds(runs_of(task, rivals, x), budget=BUDGET)
     peer = min((name for name in PEERS if name in taken), key=lambda name: median(taken[name]))
     target = TARGETS[family, task]
     over_bare, bare_quartiles = ratio(taken["ours"], taken["bare"])

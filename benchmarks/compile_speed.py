@@ -1,6 +1,5 @@
 """`torch.compile` and bfloat16 beside float32 as it comes: time, what the compiler takes, and what is lost in nats."""
 
-import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -9,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.flow_peers import Rival, log_prob, ratio, seconds, training_step
+from benchmarks.flow_peers import Rival, ratio, seconds
+from benchmarks.peers import TASKS, prepare
 from discrete import MAF, NSF, Flow, GaussianizationFlow, Glow, RealNVP
 from discrete.bijections.reflections import HouseholderMatrix
-from experiment.threads import keep_freed_memory
 
 D, WIDTH, LAYERS, ROWS, IMAGES, BUDGET, STD = 64, (256, 256), 5, 1024, 64, 8.0, 0.02
 KINDS: dict[str, Callable[[], Flow]] = {
@@ -22,18 +21,14 @@ KINDS: dict[str, Callable[[], Flow]] = {
     "Gaussianization": lambda: GaussianizationFlow(D, layers=LAYERS),
     "Glow": lambda: Glow((1, 28, 28), levels=2, depth=6, hidden=(64, 64), scale="sigmoid"),
 }
-TASKS = {"log_prob": log_prob, "training step": training_step}
 
 Row = dict[str, Any]
 
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a model and task."""
-    load = os.getloadavg()[0]
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    rows = [_row(name, task) for name in KINDS for task in TASKS]
+    load = prepare(1)
+    rows = [_row(name, task) for name in KINDS for task in ("log_prob", "training step")]
     settings = {"features": D, "hidden": WIDTH, "rows": ROWS, "images": IMAGES, "threads": 1}
     return {**settings, "load_average_at_start": load}, rows
 

@@ -2,18 +2,16 @@
 
 import importlib
 import importlib.metadata
-import os
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flow_peers import Run, ratio, seconds
+from benchmarks.flow_peers import Run
+from benchmarks.peers import compared, prepare
 from cflows import VPSDE, ConditionalFlowMatching, EulerMaruyama, ode_log_prob
 from core import ExactDivergence, Hutchinson, StandardNormal
-from experiment.threads import keep_freed_memory
 
 D, WIDTH, ROWS, STEPS, BUDGET, TOLERANCE = 64, 256, 256, 20, 10.0, 1e-9
 PEERS = {
@@ -42,10 +40,7 @@ class Network(nn.Module):
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a task."""
-    load = os.getloadavg()[0]
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    load = prepare(1)
     network = Network()
     different = difference(network.double())
     network.float()
@@ -57,18 +52,7 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
 
 
 def _row(task: str, runs: tuple[Run, Run]) -> Row:
-    taken = seconds(dict(zip(("ours", "theirs"), runs, strict=True)), budget=BUDGET)
-    faster, quartiles = ratio(taken["theirs"], taken["ours"])
-    return {
-        "task": task,
-        "fastest_peer": PEERS[task],
-        "rounds": len(taken["ours"]),
-        "ms": {name: 1e3 * median(times) for name, times in taken.items()},
-        "faster_than_peer": faster,
-        "faster_than_peer_quartiles": quartiles,
-        "target": {"peer": 1.0},
-        "met": faster >= 1,
-    }
+    return {"task": task, **compared(dict(zip(("ours", PEERS[task]), runs, strict=True)), budget=BUDGET)}
 
 
 def difference(network: Network) -> float:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from benchmarks.flow_peers import Run, ratio, seconds
+from benchmarks.peers import prepare
 from benchmarks.record import DATA
 from experiment import load_config
 from experiment.builder import load_data
-from experiment.threads import keep_freed_memory
 from experiment.trainer import Trainer
 
 CONFIGS = ("configs/digits/real_nvp.toml", "configs/mnist/real_nvp.toml", "configs/bsds300_patches/real_nvp.toml")
@@ -24,8 +24,7 @@ Row = dict[str, Any]
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a data set."""
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    prepare(1)
     rows = [_row(config) for config in CONFIGS]
     return {"batches": BATCHES, "threads": 1, "workers": 0}, rows
 

@@ -2,20 +2,18 @@
 
 import importlib
 import importlib.metadata
-import os
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.flow_peers import Rival, log_prob, ratio, sample, seconds, training_step
+from benchmarks.flow_peers import Rival, ratio, seconds
+from benchmarks.peers import TASKS, prepare, runs_of
 from discrete import GaussianizationFlow
-from experiment.threads import keep_freed_memory
 
 D, LAYERS, ROWS, BUDGET, STD = 64, 5, 1024, 10.0, 0.3
 COMPONENTS = (8, 32)
-TASKS = {"log_prob": log_prob, "training step": training_step, "sample": sample}
 TARGETS = {"log_prob": 2.0, "sample": 5.0}  # at least so many times as fast
 
 Row = dict[str, Any]
@@ -23,10 +21,7 @@ Row = dict[str, Any]
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a size and task."""
-    load = os.getloadavg()[0]
-    keep_freed_memory()
-    torch.set_num_threads(1)  # as the scripts choose for models of this size
-    torch.manual_seed(0)
+    load = prepare(1)  # a thread, as the scripts choose for models of this size
     rows = [_row(components, task) for components in COMPONENTS for task in TASKS]
     settings = {"features": D, "layers": LAYERS, "rows": ROWS, "dtype": "float32", "load_average_at_start": load}
     return {**settings, "zuko": importlib.metadata.version("zuko")}, rows
@@ -35,7 +30,7 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
 def _row(components: int, task: str) -> Row:
     rivals = {"ours": _ours(components), "zuko": _zuko(components)}
     x = torch.randn(ROWS, D)
-    taken = seconds({name: TASKS[task](rival, x) for name, rival in rivals.items()}, budget=BUDGET)
+    taken = seconds(runs_of(task, rivals, x), budget=BUDGET)
     faster, quartiles = ratio(taken["zuko"], taken["ours"])
     return {
         "components": components,

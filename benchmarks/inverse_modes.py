@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.autoregressive_speed import prepare
 from benchmarks.flow_peers import STD, seconds
+from benchmarks.peers import prepare
 from discrete import MaskedAutoregressive, invert_autoregressive
 from discrete.bijections.autoregressive_inverse import MODES
 

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import os
 import warnings
 from typing import Any
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 
 from benchmarks.flow_peers import Rival, ours
 from benchmarks.glow_speed import copy_lu
-from benchmarks.peers import TASKS, compared, differences
+from benchmarks.peers import TASKS, compared, differences, prepare, runs_of
 from core.bases import StandardNormal
 from discrete import Flow
 from discrete.bijection import Bijection
 from discrete.bijections.convolution import Invertible1x1Conv
 from discrete.bijections.linear import LULinear, QRLinear
-from experiment.threads import keep_freed_memory
 
 SIZES, ROWS, BUDGET, STD = (16, 64, 256, 784, 1024), 1024, 5.0, 0.02
 CHANNELS, SIDE, IMAGES = (12, 48, 192), 8, 32
@@ -28,10 +26,7 @@ Row = dict[str, Any]
 
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a layer, size and task."""
-    load = os.getloadavg()[0]
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    load = prepare(1)
     warnings.filterwarnings("ignore", message="torch.triangular_solve")  # of nflows
     rows = []
     for D in SIZES:
@@ -49,7 +44,9 @@ def _rows(layer: str, size: int, rivals: dict[str, Rival], x: Tensor) -> list[Ro
     twins = tuple(name for name in rivals if name != "ours")
     about = {"layer": layer, "size": size, "differences_nats": differences(rivals, twins, x)}
     faster = FASTER.get((layer, size), 1.0)
-    return [{**about, **compared(task, rivals, x, budget=BUDGET, faster=faster)} for task in TASKS]
+    return [
+        {**about, "task": task, **compared(runs_of(task, rivals, x), budget=BUDGET, faster=faster)} for task in TASKS
+    ]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Ours beside peers: first whether the densities are the same, then each task in turn, as ratios of medians."""
 
+import os
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.flow_peers import Rival, Run, log_prob, ratio, sample, seconds, training_step
+from experiment.threads import available_cores, keep_freed_memory
 
 TOLERANCE = 1e-9
 TASKS: dict[str, Callable[[Rival, Tensor], Run]] = {
@@ -17,6 +19,20 @@ TASKS: dict[str, Callable[[Rival, Tensor], Run]] = {
 }
 
 Row = dict[str, Any]
+
+
+def prepare(threads: int | None = None) -> float:
+    """So many threads or one a core, freed memory kept, seeded weights and draws; the load average before all that."""
+    load = os.getloadavg()[0]
+    keep_freed_memory()
+    torch.set_num_threads(threads or available_cores())
+    torch.manual_seed(0)
+    return load
+
+
+def runs_of(task: str, rivals: dict[str, Rival], x: Tensor) -> dict[str, Run]:
+    """The task of each."""
+    return {name: TASKS[task](rival, x) for name, rival in rivals.items()}
 
 
 @torch.no_grad()
@@ -41,30 +57,19 @@ def differences(rivals: dict[str, Rival], twins: tuple[str, ...], x: Tensor) -> 
     return found
 
 
-def compared(
-    task: str,
-    rivals: dict[str, Rival],
-    x: Tensor,
-    *,
-    budget: float,
-    faster: float = 1.0,
-    over_bare: float | None = None,
-) -> Row:
+def compared(runs: dict[str, Run], *, budget: float, faster: float = 1.0, over_bare: float | None = None) -> Row:
     """Medians, how many times as fast as the fastest peer ours is, and its time over that of bare networks.
 
     Args:
-        task: of `TASKS`.
-        rivals: `ours`, peers, and `bare` where there are networks.
-        x: rows.
+        runs: of `ours`, of peers, and of `bare` where there are networks.
         budget: seconds to spend.
         faster: how many times as fast it ought to be.
         over_bare: how many times the bare networks' time it may take.
     """
-    taken = seconds({name: TASKS[task](rival, x) for name, rival in rivals.items()}, budget=budget)
+    taken = seconds(runs, budget=budget)
     peer = min((name for name in taken if name not in ("ours", "bare")), key=lambda name: median(taken[name]))
     speedup, quartiles = ratio(taken[peer], taken["ours"])
     row = {
-        "task": task,
         "rounds": len(taken["ours"]),
         "ms": {name: 1e3 * median(times) for name, times in taken.items()},
         "fastest_peer": peer,

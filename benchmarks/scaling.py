@@ -1,7 +1,6 @@
 """Time and memory as features, rows, layers or threads grow, one of them at a time, and the power they grow with."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.flow_peers import Rival, log_prob, seconds, training_step
 from benchmarks.memory import peak_bytes
+from benchmarks.peers import prepare
 from benchmarks.record import DOCS
 from cflows import ConditionalFlowMatching, FlowMatching
 from cflows.ode.solver import ODESolver
@@ -22,7 +22,6 @@ from discrete.bijection import Compose
 from discrete.bijections.linear import LULinear
 from experiment.files import write_atomic
 from experiment.plots import COLOURS, png
-from experiment.threads import keep_freed_memory
 
 WIDTH, BUDGET, WARM = (128, 128), 1.0, 0.3
 AXES = {
@@ -75,7 +74,7 @@ def _maf(D: int, layers: int) -> Flow:
 
 KINDS = {
     "RealNVP": Kind(lambda D, layers: RealNVP(D, layers=layers, hidden=WIDTH, normalization="none"), 1),
-    "MAF": Kind(lambda D, layers: _maf(D, layers), 2, largest=2048),
+    "MAF": Kind(_maf, 2, largest=2048),
     "NSF": Kind(lambda D, layers: NSF(D, layers=layers, hidden=WIDTH), 2),
     "LU": Kind(_linear, 2),
     "Gaussianization": Kind(lambda D, layers: GaussianizationFlow(D, layers=layers), 2),
@@ -85,9 +84,7 @@ KINDS = {
 
 def measure() -> tuple[Row, list[Row]]:
     """One row a family and axis."""
-    load = os.getloadavg()[0]
-    keep_freed_memory()
-    torch.manual_seed(0)
+    load = prepare(1)
     rows = [_along(name, axis) for axis in AXES for name in KINDS]
     torch.set_num_threads(1)
     write_atomic(DOCS / "figures" / "scaling.png", png(_figure(rows)))

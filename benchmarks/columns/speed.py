@@ -55,7 +55,7 @@ TABLES: dict[str, Columns] = {
     "continuous_speed": [
         ("task", lambda r: r["task"]),
         ("ours (ms)", lambda r: f"{r['ms']['ours']:.2f}"),
-        ("peer (ms)", lambda r: f"{r['fastest_peer']} {r['ms']['theirs']:.2f}"),
+        ("peer (ms)", _peers),
         ("peer / ours", lambda r: ratio(r, "faster_than_peer")),
         ("met", met),
     ],
