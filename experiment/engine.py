@@ -15,6 +15,8 @@ from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.files import load_checkpoint, save_checkpoint
 from experiment.metrics import MetricsLog
+from experiment.parts import saved_parts
+from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, create_run, first_difference, open_run
 from experiment.threads import set_threads
 from experiment.trainer import Trainer
@@ -33,6 +35,7 @@ def train(
     threads: int = 0,
     tensorboard: bool = False,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Trains one experiment into a run folder.
 
@@ -45,6 +48,8 @@ def train(
         threads: CPU threads, 0 to choose by the size of the model.
         tensorboard: also write TensorBoard events.
         progress_bar: show progress on the terminal.
+        ranks: the processes that train together, of which the first alone needs the folder; this one alone where
+            omitted.
 
     Returns:
         The finished run.
@@ -53,23 +58,25 @@ def train(
         UserError: data, folder or checkpoint that do not fit.
         NumericalError: a loss or gradient that is not finite.
     """
-    place = resolve_device(device)
+    place = ranks.place(resolve_device(device))
     run_dir, data_root = Path(run_dir), Path(data_root)
-    saved = _saved_state(run_dir, config, resume=resume)
-    dataset = load_data(config.data, data_root)
-    trainer = Trainer(config, dataset, device=place)
+    saved = ranks.agreed(lambda: _saved_state(run_dir, config, resume=resume))
+    with ranks.one_first():
+        dataset = load_data(config.data, data_root)
+    trainer = Trainer(config, dataset, device=place, ranks=ranks, parts=saved_parts(saved))
     set_threads(threads, trainer.built.model)
     if saved is None:
-        run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
+        run = ranks.agreed(lambda: create_run(run_dir, config, dataset, data_root=data_root, device=place))
     else:
-        run = open_run(run_dir)
+        run = ranks.agreed(lambda: open_run(run_dir))
         run.check_rows(dataset)
         try:
             trainer.load_state(saved)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint {run.last} does not fit this version of the model: {error}.") from error
-    with MetricsLog(run.metrics, after=trainer.progress.step, tensorboard=tensorboard) as log:
-        _loop(trainer, run, log, progress_bar=progress_bar)
+    path = run.metrics if ranks.first else None
+    with MetricsLog(path, after=trainer.progress.step, tensorboard=tensorboard) as log:
+        _loop(trainer, run, log, progress_bar=progress_bar and ranks.first)
     return run
 
 
@@ -96,7 +103,7 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
             watch.check()
             _validate(trainer, run, log, bar)
             progress.finished = ends or 0 < config.patience <= progress.stale
-        if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if progress.finished or trainer.ranks.decided(by_first=time.monotonic() - saved > CHECKPOINT_SECONDS):
             watch.check()
             _save(trainer, run)
             saved = time.monotonic()
@@ -105,7 +112,8 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
 
 def _save(trainer: Trainer, run: Run) -> None:
     # The hash of the run as written: defaults that a later version adds do not orphan it.
-    save_checkpoint(run.last, {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]})
+    state = {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]}
+    trainer.ranks.agreed(lambda: save_checkpoint(run.last, state))
 
 
 def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> None:
@@ -120,18 +128,16 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> 
     progress.stale += 1
     if value < progress.best:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
-        save_checkpoint(
-            run.best,
-            {
-                "config_sha256_16": run.environment["config_sha256_16"],
-                "model": trainer.ema.built.model.state_dict(),
-                "step": progress.step,
-                "metric": metric,
-                "value": value,
-                "seconds": progress.seconds,
-                "parameters": parameter_count(trainer.built.model),
-            },
-        )
+        best = {
+            "config_sha256_16": run.environment["config_sha256_16"],
+            "model": trainer.ema.built.model.state_dict(),
+            "step": progress.step,
+            "metric": metric,
+            "value": value,
+            "seconds": progress.seconds,
+            "parameters": parameter_count(trainer.built.model),
+        }
+        trainer.ranks.agreed(lambda: save_checkpoint(run.best, best))
 
 
 class _Watch:
