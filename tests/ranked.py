@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from experiment import cli, evaluate, train
+from experiment import cli, evaluate, load_config, train
 from experiment.config import parse_config
 from experiment.data import Dataset
 from experiment.errors import NumericalError
@@ -154,3 +154,7 @@ def fail_first(ranks):
         raise NumericalError("the first has found NaN.")
 
     ranks.agreed(make)
+
+
+def train_file(ranks, config, folder):
+    train(load_config(config), folder, threads=1, ranks=ranks)
