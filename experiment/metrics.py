@@ -39,9 +39,17 @@ class MetricsLog:
             self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=after + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line."""
-        if self._file is not None:
+        """Appends one line.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written: {error.strerror or error}.") from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -53,7 +53,9 @@ def launch(target, *args, world=2, seconds=60):
         late = [process for process in begun if process.is_alive()]
         for process in late:
             process.kill()
-        return "late" if late else [process.exitcode for process in begun], said.read()
+        text = said.read()
+        print(text)  # where a test fails
+        return "late" if late else [process.exitcode for process in begun], text
 
 
 def _process(environment, said, target, args):

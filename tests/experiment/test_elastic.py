@@ -10,7 +10,7 @@ import pytest
 import ranked
 import torch
 
-from experiment.files import load_checkpoint
+from experiment.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -55,9 +55,7 @@ def torchrun(*arguments):
     options = ("--standalone", "--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.1")
     command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import ranked
 import torch
 
 from experiment import train
+from experiment.checkpoint import load_checkpoint
 from experiment.errors import UserError
-from experiment.files import load_checkpoint, read_json
+from experiment.files import read_json
 from experiment.parts import Parts
 from experiment.ranks import ALONE, Ranks, joined
 
@@ -67,7 +68,7 @@ def test_three_processes_of_two_parts_are_one_process_of_six(tmp_path):
 def test_the_gradient_of_parts_is_that_of_their_rows_together():
     """Without noise and without batch statistics k parts of n rows are one of kn."""
     together, apart = (ranked.trainer("spectral norm", parts=parts) for parts in (1, 2))
-    rows = [apart._batch(part)[0] for part in range(2)]
+    rows = [apart._batch(0, part)[0] for part in range(2)]
     assert not torch.equal(*rows)
     apart._gradients()
     together.built.model.load_state_dict(apart.built.model.state_dict())
@@ -84,8 +85,7 @@ def test_every_row_is_seen_once_an_epoch_whatever_the_processes(world):
     assert sorted(part for share in shares for part in share) == list(range(6))
     seen = []
     for step in range(2):
-        trainer.progress.step = step
-        seen += [trainer._batch(part)[0] for part in range(6)]
+        seen += [trainer._batch(step, part)[0] for part in range(6)]
     for epoch in range(3):  # of 4 batches
         rows = torch.cat(seen[4 * epoch : 4 * epoch + 4])
         assert len(rows.unique(dim=0)) == 64
