@@ -10,12 +10,14 @@ def main() -> None:
     asked = evaluation_parser().parse_args()
     options = evaluation_options(asked)
     from experiment import anomalies, classify, evaluate, evaluate_score  # torch takes seconds, which --help need not
+    from experiment.ranks import joined
 
-    if asked.score is not None:
-        print(evaluate_score(**options).text())
     judge = classify if asked.classify else evaluate if asked.data is None else anomalies
-    for folder in asked.runs:
-        print(judge(folder, **options).text())
+    with joined(device=asked.device) as ranks:
+        if asked.score is not None:
+            ranks.say(evaluate_score(**options, ranks=ranks).text())
+        for folder in asked.runs:
+            ranks.say(judge(folder, **options, ranks=ranks).text())
 
 
 if __name__ == "__main__":

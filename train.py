@@ -21,19 +21,22 @@ def main() -> None:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     a = p.parse_args()
     from experiment import load_config, train  # torch takes seconds, which --help need not
+    from experiment.ranks import joined
     from experiment.run import run_folder
 
-    done = train(
-        load_config(a.config, a.set),
-        a.run_dir or run_folder(a.config),
-        data_root=a.data_root,
-        resume=a.resume,
-        device=a.device,
-        threads=a.threads,
-        tensorboard=a.tensorboard,
-        progress_bar=not a.quiet,
-    )
-    print(f"trained {done.path}: best weights in {done.best.name}, metrics in {done.metrics.name}")
+    with joined(device=a.device) as ranks:
+        done = train(
+            load_config(a.config, a.set),
+            a.run_dir or run_folder(a.config),
+            data_root=a.data_root,
+            resume=a.resume,
+            device=a.device,
+            threads=a.threads,
+            tensorboard=a.tensorboard,
+            progress_bar=not a.quiet,
+            ranks=ranks,
+        )
+        ranks.say(f"trained {done.path}: best weights in {done.best.name}, metrics in {done.metrics.name}")
 
 
 if __name__ == "__main__":

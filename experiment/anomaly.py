@@ -21,6 +21,7 @@ from experiment.evaluation import asked_draws, check_options, likelihoods, load_
 from experiment.files import write_atomic, write_json
 from experiment.other_rows import other_rows
 from experiment.plots import anomaly_figure, png
+from experiment.ranks import ALONE, Ranks
 from experiment.run import open_run
 from experiment.threads import set_threads
 
@@ -119,6 +120,7 @@ def anomalies(
     device: str = "cpu",
     threads: int = 0,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Anomalies:
     """Scores other rows under a trained run by -log p and writes `anomalies_<data>.{csv,json,png}` into its folder.
 
@@ -138,6 +140,7 @@ def anomalies(
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
         progress_bar: show progress on the terminal.
+        ranks: the processes that share the batches, as in `evaluate`; the first one writes.
 
     Returns:
         What was found.
@@ -150,7 +153,7 @@ def anomalies(
     check_options(draws=draws, solver_share=None, audit_rows=0)
     if rows is not None and rows < 1:
         raise UserError(f"--rows must be 1 or more, but is {rows}.")
-    folder, place = open_run(run), resolve_device(device)
+    folder, place = open_run(run), ranks.place(resolve_device(device))
     root = None if data_root is None else Path(data_root)
     dataset = folder.load_data(root)
     other = other_rows(Path(data), folder, dataset, root=root or Path(folder.environment["data_root"]))
@@ -175,12 +178,14 @@ def anomalies(
             what=f"{name} row",
             run=folder.name,
             progress_bar=progress_bar,
+            ranks=ranks,
         )
         found[name] = _Scored(-arrays["log_prob"].mean(0), _errors(arrays), places.numpy())
     stem = folder.path / ("anomalies_" + re.sub(r"[^\w-]+", "_", other.name))
     names = {"run": folder.name, "data": dataset.name, "other": other.name}
     result = _judged(found, rate, **names, kind=kind, draws=count, stem=stem)
-    _write(stem, found, result)
+    if ranks.first:
+        _write(stem, found, result)
     return result
 
 

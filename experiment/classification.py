@@ -18,6 +18,7 @@ from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.evaluation import asked_draws, check_options, load_density, noise_draws
 from experiment.files import write_atomic, write_json
+from experiment.ranks import ALONE, Ranks
 from experiment.run import open_run
 from experiment.threads import set_threads
 
@@ -68,6 +69,7 @@ def classify(
     device: str = "cpu",
     threads: int = 0,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Classification:
     """Names the class of each test row and writes `classification.json` and `.npz`, log p(y | x), into the run folder.
 
@@ -83,13 +85,14 @@ def classify(
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
         progress_bar: show progress on the terminal.
+        ranks: the processes that share the batches, as in `evaluate`; the first one writes.
 
     Raises:
         UserError: no run, or one without labels.
         NumericalError: a row that no class has a density for.
     """
     check_options(draws=draws, solver_share=None, audit_rows=0)
-    folder, place = open_run(run), resolve_device(device)
+    folder, place = open_run(run), ranks.place(resolve_device(device))
     dataset = folder.load_data(None if data_root is None else Path(data_root))
     if dataset.labels is None:
         raise UserError(f"--classify needs a run that was told the labels, but {folder.name} was not.")
@@ -101,9 +104,10 @@ def classify(
     jobs = [batch for draw in range(count) for batch in batches(dataset.test.to(place), draw=draw)]
     joint: list[Array] = []
     with torch.no_grad():
-        for b in tqdm(jobs, desc=f"classify {folder.name}", unit="batch", disable=not progress_bar):
+        progress_bar = progress_bar and ranks.first
+        for b in tqdm(ranks.share(jobs), desc=f"classify {folder.name}", unit="batch", disable=not progress_bar):
             joint.append(model.log_joint(b.x, generator=b.generator).double().cpu().numpy())
-    log_p = logsumexp(np.concatenate(joint).reshape(count, len(dataset.test), -1), 0)
+    log_p = logsumexp(np.concatenate(ranks.merged(joint)).reshape(count, len(dataset.test), -1), 0)
     log_p = log_p - logsumexp(log_p, 1, keepdims=True)
     bad = np.flatnonzero(np.isnan(log_p).any(1))
     if len(bad):
@@ -122,8 +126,9 @@ def classify(
         log_loss_error_nats=standard_error(told) if len(y) > 1 else math.nan,
         prior_log_loss_nats=-float(model.log_weights.cpu()[dataset.labels.test].double().mean()),
     )
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, log_prob=log_p, labels=y)
-    write_atomic(folder.path / "classification.npz", buffer.getvalue())
-    write_json(folder.path / "classification.json", asdict(found))
+    if ranks.first:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, log_prob=log_p, labels=y)
+        write_atomic(folder.path / "classification.npz", buffer.getvalue())
+        write_json(folder.path / "classification.json", asdict(found))
     return found

@@ -6,9 +6,12 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiment.errors import NumericalError, UserError
+
+if TYPE_CHECKING:
+    from experiment.ranks import Ranks
 
 MOST_LISTED = 1_000_000  # seeds or labels that are no single range
 MODES = {"part": "--inpaint", "steps": "--interpolate"}
@@ -168,14 +171,18 @@ def _check_mode(given: dict[str, Any], *, classify: bool) -> None:
             raise UserError(f"{_flag(alien)} does not go with {mode}.")
 
 
-def given_options(asked: argparse.Namespace, draw: Callable[..., Any]) -> dict[str, Any]:
-    """The options that were given to sample.py, as keywords of what draws.
+def given_options(asked: argparse.Namespace, draw: Callable[..., Any], ranks: "Ranks | None" = None) -> dict[str, Any]:
+    """The options that were given to sample.py, as keywords of what draws, and the processes where it takes several.
 
     Raises:
-        UserError: an option that `draw` does not take, or a list that is none.
+        UserError: an option or processes that `draw` does not take, or a list that is none.
     """
     given = {name: value for name, value in vars(asked).items() if value is not None}
     taken = inspect.signature(draw).parameters
+    if ranks is not None and "ranks" in taken:
+        given["ranks"] = ranks
+    elif ranks is not None and ranks.world > 1:
+        raise UserError(f"torchrun started {ranks.world} processes, but only draws of whole samples are shared.")
     if "data_root" not in taken:  # harmless where no data are read
         given.pop("data_root", None)
     for name in given:

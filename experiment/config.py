@@ -71,10 +71,11 @@ Model = (
 
 
 class Train(Section):
-    """Optimisation: Adam or AdamW, a schedule, clipping, EMA, validation and early stopping."""
+    """Optimisation: Adam or AdamW, a schedule, clipping, EMA, validation and early stopping; a step in parts."""
 
     steps: Count = 10_000
     batch_size: Count = 128
+    parts: Count = Field(1, description="micro-batches of batch_size rows a step; 1 is one a process")
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: Positive = 1e-3
     weight_decay: float = Field(0.0, ge=0)

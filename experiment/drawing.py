@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.files import write_atomic, write_rows
 from experiment.plots import png, sample_figure
+from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, load_model, open_run
 from experiment.threads import set_threads
 
@@ -64,13 +66,15 @@ class Opened:
         return None if labels is None else one_hot(labels, self.classes).to(self.device)
 
 
-def open_for_draws(run: str | Path, *, settings: Sequence[str] = (), device: str, threads: int) -> Opened:
+def open_for_draws(
+    run: str | Path, *, settings: Sequence[str] = (), device: str, threads: int, ranks: Ranks = ALONE
+) -> Opened:
     """The trained model of a run, perhaps with another sampler.
 
     Raises:
         UserError: no run, a damaged checkpoint, no such device, or settings that the sampler does not know.
     """
-    place = resolve_device(device)
+    place = ranks.place(resolve_device(device))
     folder = open_run(run)
     folder = replace(folder, config=with_sampler(folder.config, settings))
     model = load_model(folder, device=place)
@@ -88,17 +92,25 @@ class Rows:
         seed: of the generator that serves all rows, one chunk after the other.
         seeds: one a row instead: a row then depends neither on its chunk nor on the other rows, up to rounding.
         chunk: most rows at a time.
+        ranks: the processes that the chunks are dealt to.
 
     Raises:
-        UserError: a count or chunk below 1, or seeds that are out of range or not `count` many.
+        UserError: a count or chunk below 1, seeds that are out of range or not `count` many, or several processes
+            without seeds and chunks.
     """
 
     count: int
     seed: int = 0
     seeds: Sequence[int] | None = None
     chunk: int | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
+        if self.ranks.world > 1 and (self.seeds is None or self.chunk is None):
+            raise UserError(
+                f"{self.ranks.world} processes share draws by --seeds, one a sample, and --chunk: what comes of a "
+                "single --seed depends on all that was drawn before."
+            )
         for name, value in {"count": self.count, "chunk": self.chunk}.items():
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be 1 or more, but is {value}.")
@@ -147,17 +159,21 @@ def labels_in_turn(labels: Sequence[int], rows: range) -> Tensor | None:
 
 
 def stream(opened: Opened, rows: Rows, draw: Draw) -> Iterator[Tensor]:
-    """Draws chunk by chunk.
+    """Draws chunk by chunk, which the processes share; all get the whole.
 
     Raises:
         UserError: a model or sampler that cannot give each row a generator of its own.
         NumericalError: a draw that is not finite, or a solver that does not get there.
     """
-    for chunk, generator in rows.randomness(opened.device):
-        with one_sentence(opened):
-            x = draw(chunk, generator)
-        check_finite(opened, x, first=chunk.start)
-        yield x
+    ranks, waiting = rows.ranks, rows.randomness(opened.device)
+    while turn := list(islice(waiting, ranks.world)):
+        mine = []
+        for chunk, generator in ranks.share(turn):
+            with one_sentence(opened):
+                x = draw(chunk, generator)
+            check_finite(opened, x, first=chunk.start)
+            mine.append(x)
+        yield from ranks.merged(mine)
 
 
 @contextmanager

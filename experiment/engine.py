@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.lock import sole_writer
 from experiment.metrics import MetricsLog
+from experiment.parts import saved_parts
+from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, create_run, first_difference, load_best, open_run
 from experiment.threads import set_threads
 from experiment.trainer import Trainer
@@ -33,6 +36,7 @@ def train(
     threads: int = 0,
     tensorboard: bool = False,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Trains one experiment into a run folder.
 
@@ -45,6 +49,8 @@ def train(
         threads: CPU threads, 0 to choose by the size of the model.
         tensorboard: also write TensorBoard events.
         progress_bar: show progress on the terminal.
+        ranks: the processes that train together, of which the first alone needs the folder; this one alone where
+            omitted.
 
     Returns:
         The finished run.
@@ -53,26 +59,29 @@ def train(
         UserError: data, folder or checkpoint that do not fit.
         NumericalError: a loss or gradient that is not finite.
     """
-    place = resolve_device(device)
+    place = ranks.place(resolve_device(device))
     run_dir, data_root = Path(run_dir), Path(data_root)
-    _check_folder(run_dir, config, resume=resume)
-    dataset = load_data(config.data, data_root)
-    with sole_writer(run_dir):
-        saved = _saved_state(run_dir, config, resume=resume)
-        trainer = Trainer(config, dataset, device=place)
+    ranks.agreed(lambda: _check_folder(run_dir, config, resume=resume))
+    with ranks.one_first():
+        dataset = load_data(config.data, data_root)
+    with ExitStack() as held:
+        ranks.agreed(lambda: held.enter_context(sole_writer(run_dir)))
+        saved = ranks.agreed(lambda: _saved_state(run_dir, config, resume=resume))
+        trainer = Trainer(config, dataset, device=place, ranks=ranks, parts=saved_parts(saved))
         set_threads(threads, trainer.built.model)
         if saved is None:
-            run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
+            run = ranks.agreed(lambda: create_run(run_dir, config, dataset, data_root=data_root, device=place))
         else:
-            run = open_run(run_dir)
+            run = ranks.agreed(lambda: open_run(run_dir))
             run.check_rows(dataset)
             try:
                 trainer.load_state(saved)
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"checkpoint {run.last} does not fit this version of the model: {error}.") from error
-        with MetricsLog(run.metrics, after=trainer.progress.step, tensorboard=tensorboard) as log:
+        path = run.metrics if ranks.first else None
+        with MetricsLog(path, after=trainer.progress.step, tensorboard=tensorboard) as log:
             _mend_best(trainer, run, log)
-            _loop(trainer, run, log, progress_bar=progress_bar)
+            _loop(trainer, run, log, progress_bar=progress_bar and ranks.first)
     return run
 
 
@@ -98,7 +107,7 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
             watch.check(trainer.trace)
             bar.set_postfix_str(_validate(trainer, run, log))
             progress.finished = ends or 0 < config.patience <= progress.stale
-        if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if progress.finished or trainer.ranks.decided(by_first=time.monotonic() - saved > CHECKPOINT_SECONDS):
             watch.check(trainer.trace)
             _save(trainer, run)
             saved = time.monotonic()
@@ -108,7 +117,7 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
 def _save(trainer: Trainer, run: Run) -> None:
     # The hash of the run as written: defaults that a later version adds do not orphan it.
     state = {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]}
-    save_checkpoint(run.last, state, keep=run.previous)
+    trainer.ranks.agreed(lambda: save_checkpoint(run.last, state, keep=run.previous))
 
 
 def _log(trainer: Trainer, log: MetricsLog) -> None:
@@ -135,18 +144,16 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog) -> str:
     progress.stale += 1
     if value < progress.best:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
-        save_checkpoint(
-            run.best,
-            {
-                "config_sha256_16": run.environment["config_sha256_16"],
-                "model": trainer.ema.built.model.state_dict(),
-                "step": progress.step,
-                "metric": metric,
-                "value": value,
-                "seconds": progress.seconds,
-                "parameters": parameter_count(trainer.built.model),
-            },
-        )
+        best = {
+            "config_sha256_16": run.environment["config_sha256_16"],
+            "model": trainer.ema.built.model.state_dict(),
+            "step": progress.step,
+            "metric": metric,
+            "value": value,
+            "seconds": progress.seconds,
+            "parameters": parameter_count(trainer.built.model),
+        }
+        trainer.ranks.agreed(lambda: save_checkpoint(run.best, best))
     return f"{metric}={value:.4f}"
 
 
@@ -154,13 +161,24 @@ def _mend_best(trainer: Trainer, run: Run, log: MetricsLog) -> None:
     """Best weights whose file was damaged give way to the averaged ones of now."""
     if not math.isfinite(trainer.progress.best):
         return
+    damage = trainer.ranks.agreed(lambda: _damage(run))
+    if damage:
+        step = trainer.progress.step
+        if trainer.ranks.first:
+            warnings.warn(
+                f"{damage} The averaged weights of step {step} take the place of the best ones.", stacklevel=3
+            )
+        trainer.progress.best = math.inf
+        _validate(trainer, run, log)
+
+
+def _damage(run: Run) -> str:
+    """What is wrong with the best weights; nothing where they open."""
     try:
         load_best(run)
     except UserError as refusal:
-        step = trainer.progress.step
-        warnings.warn(f"{refusal} The averaged weights of step {step} take the place of the best ones.", stacklevel=3)
-        trainer.progress.best = math.inf
-        _validate(trainer, run, log)
+        return str(refusal)
+    return ""
 
 
 def _check_folder(run_dir: Path, config: Config, *, resume: bool) -> None:

@@ -22,6 +22,7 @@ from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
 from experiment.files import file_digest, read_json, write_atomic, write_json
+from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
 from experiment.summary import Subject, Summary
@@ -42,6 +43,7 @@ def evaluate(
     device: str = "cpu",
     threads: int = 0,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Measures a trained run on its test split and writes `evaluation.json` and `evaluation.npz` beside it.
 
@@ -58,6 +60,8 @@ def evaluate(
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
         progress_bar: show progress on the terminal.
+        ranks: the processes that share the batches, whose noise does not depend on who computes them, and find the same
+            as one; this one alone where omitted.
 
     Returns:
         The summary.
@@ -68,7 +72,7 @@ def evaluate(
     """
     check_options(draws=draws, solver_share=solver_share, audit_rows=audit_rows)
     folder = open_run(run)
-    place = resolve_device(device)
+    place = ranks.place(resolve_device(device))
     model = load_density(folder, device=place)
     set_threads(threads, model)
     return measure(
@@ -81,6 +85,7 @@ def evaluate(
         audit_rows=audit_rows,
         device=place,
         progress_bar=progress_bar,
+        ranks=ranks,
     )
 
 
@@ -95,6 +100,7 @@ def measure(
     audit_rows: int = AUDIT_ROWS,
     device: torch.device,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Measures a model on the test split and writes `evaluation.json` and `evaluation.npz` into a folder.
 
@@ -108,6 +114,7 @@ def measure(
         audit_rows: as in `evaluate`.
         device: where to compute.
         progress_bar: show progress on the terminal.
+        ranks: as in `evaluate`; the first one writes.
     """
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
@@ -116,20 +123,27 @@ def measure(
     context = None if context is None else context.to(device)
     started, notes = time.monotonic(), list[str]()
     if solver_share is not None:
-        notes += _choose_solver(model, x, context, share=solver_share, draws=count, run=subject.run)
-    arrays, kind = likelihoods(model, x, count, context=context, run=subject.run, progress_bar=progress_bar)
+        notes += _choose_solver(model, x, context, share=solver_share, draws=count, run=subject.run, ranks=ranks)
+    arrays, kind = likelihoods(
+        model, x, count, context=context, run=subject.run, progress_bar=progress_bar, ranks=ranks
+    )
     seconds = round(time.monotonic() - started, 2)
-    found = check(model, dataset, x, context, run=subject.run, audit_rows=audit_rows)
+    found = ranks.agreed(lambda: check(model, dataset, x, context, run=subject.run, audit_rows=audit_rows))
     found["notes"] = [*notes, *found["notes"]]
     inner = innermost(model)
     if isinstance(inner, SolvedByODE):
         found |= {"solver": described(inner.solver), "solver_share": solver_share}
     summary = _summarise(subject, dataset, arrays, kind, seconds=seconds, **found)
+    if ranks.first:
+        _write(folder, summary, arrays)
+    return summary
+
+
+def _write(folder: Path, summary: Summary, arrays: dict[str, Array]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "evaluation.npz", buffer.getvalue())
     write_json(folder / "evaluation.json", asdict(summary))
-    return summary
 
 
 def load_density(run: Run, *, device: torch.device) -> DensityModel:
@@ -206,12 +220,12 @@ def _subject(run: Run) -> Subject:
 
 
 def _choose_solver(
-    model: DensityModel, x: Tensor, context: Context, *, share: float, draws: int, run: str
+    model: DensityModel, x: Tensor, context: Context, *, share: float, draws: int, run: str, ranks: Ranks
 ) -> list[str]:
     """Gives the model the solver of the share; a sentence where none keeps it."""
     inner = innermost(model)
     try:
-        choice = solver_for_share(model, x, context, share=share, draws=draws, seed=NOISE_SEED)
+        choice = ranks.agreed(lambda: solver_for_share(model, x, context, share=share, draws=draws, seed=NOISE_SEED))
     except (RuntimeError, ValueError) as error:
         raise NumericalError(f"{run}: no solver could be chosen: {error}") from error
     if choice is None or not isinstance(inner, SolvedByODE):
@@ -238,6 +252,7 @@ def likelihoods(
     what: str = "test row",
     run: str,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Array], Kind]:
     """Each field of the estimates of rows as `(draws, rows)`, and their kind.
 
@@ -251,14 +266,16 @@ def likelihoods(
         what: what messages call a row.
         run: what they call the model.
         progress_bar: show progress on the terminal.
+        ranks: the processes that share the batches; all get the whole.
 
     Raises:
         NumericalError: a likelihood that cannot be computed or is not finite.
     """
     jobs = [batch for draw in range(first_draw, first_draw + draws) for batch in batches(x, context, draw=draw)]
-    fields: dict[str, list[Array]] = {name: [] for name in FIELDS}
+    found: list[list[Array]] = []
     kind: Kind = "exact"
-    for batch in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
+    progress_bar = progress_bar and ranks.first
+    for batch in tqdm(ranks.share(jobs), desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
         try:
             estimate = model.estimate_log_prob(batch.x, batch.context, generator=batch.generator)
         except (RuntimeError, ValueError) as error:
@@ -267,11 +284,12 @@ def likelihoods(
             ) from error
         kind = estimate.kind
         _check_finite(estimate.log_prob, what=what, run=run, first_row=batch.first_row, finite=finite)
-        for name in FIELDS:
-            value = getattr(estimate, name)
-            value = torch.zeros_like(estimate.log_prob) if value is None else value
-            fields[name].append(value.double().cpu().numpy())
-    return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
+        values = (getattr(estimate, name) for name in FIELDS)
+        zeros = torch.zeros_like(estimate.log_prob)
+        found.append([(zeros if value is None else value).double().cpu().numpy() for value in values])
+    fields = zip(*ranks.merged(found), strict=True)
+    arrays = {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in zip(FIELDS, fields, strict=True)}
+    return arrays, ranks.agreed(lambda: kind)
 
 
 def _check_finite(log_prob: Tensor, *, run: str, first_row: int, what: str = "test row", finite: bool = True) -> None:

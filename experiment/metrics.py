@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiment.errors import UserError
 from experiment.files import write_atomic
@@ -10,7 +10,8 @@ class MetricsLog:
     """`metrics.jsonl`, one object a line with its step, and TensorBoard beside it where asked.
 
     Args:
-        path: the file; lines beyond `after` are dropped, since the steps come again.
+        path: the file; lines beyond `after` are dropped, since the steps come again. None for a process that leaves
+            writing to another.
         after: last step that the run goes on from.
         tensorboard: also write TensorBoard events into the same folder.
 
@@ -18,7 +19,11 @@ class MetricsLog:
         UserError: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, *, after: int, tensorboard: bool) -> None:
+    def __init__(self, path: Path | None, *, after: int, tensorboard: bool) -> None:
+        self._file: IO[str] | None = None
+        self._board: Any = None
+        if path is None:
+            return
         kept = (
             [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= after]
             if path.exists()
@@ -26,7 +31,6 @@ class MetricsLog:
         )
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._board: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -40,6 +44,8 @@ class MetricsLog:
         Raises:
             UserError: the disk refuses.
         """
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
@@ -52,7 +58,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -18,6 +18,7 @@ from experiment.device import resolve_device
 from experiment.errors import UserError
 from experiment.evaluation import AUDIT_ROWS, check_options, measure
 from experiment.messages import describe
+from experiment.ranks import ALONE, Ranks
 from experiment.score_density import ScoreDensity
 from experiment.sections.base import Positive, Section
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing
@@ -72,6 +73,7 @@ def evaluate_score(
     device: str = "cpu",
     threads: int = 0,
     progress_bar: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Measures a network of the user's own on a test split; writes `evaluation.json` and `evaluation.npz` into `out`.
 
@@ -98,6 +100,7 @@ def evaluate_score(
         device: where to compute; a network that is no module must be there already.
         threads: CPU threads, 0 to choose by the size of the network.
         progress_bar: show progress on the terminal.
+        ranks: the processes that share the batches, as in `evaluate`; the first one writes.
 
     Returns:
         The summary.
@@ -107,7 +110,7 @@ def evaluate_score(
         NumericalError: a likelihood that is not finite; it names the row.
     """
     check_options(draws=draws, solver_share=solver_share, audit_rows=audit_rows)
-    place, measured = resolve_device(device), _measured(Path(config))
+    place, measured = ranks.place(resolve_device(device)), _measured(Path(config))
     asked = {"prediction": prediction, "sde": sde, "t_min": t_min, "method": method}
     asked |= {"rtol": rtol, "atol": atol, "steps": steps, "probes": probes}
     net, settings = made_by(score)
@@ -131,6 +134,7 @@ def evaluate_score(
         audit_rows=audit_rows,
         device=place,
         progress_bar=progress_bar,
+        ranks=ranks,
     )
 
 

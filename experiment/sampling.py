@@ -1,5 +1,6 @@
 """Draws from trained runs and ways through their latent space, as files and pictures."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from experiment.drawing import (
     write_stream,
 )
 from experiment.errors import UserError
+from experiment.ranks import ALONE, Ranks
 from experiment.reverse_process import ReverseProcess
 from experiment.score_draws import Motion, score_process
 
@@ -49,6 +51,7 @@ def draw_samples(
     out: Path | None = None,
     device: str = "cpu",
     threads: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Written:
     """Draws from a trained run.
 
@@ -68,18 +71,20 @@ def draw_samples(
             where there are any, as `*_labels.npy`.
         device: where to compute.
         threads: CPU threads, 0 to choose by the size of the model.
+        ranks: the processes that share the chunks, where there are `seeds`; the first one writes.
 
     Returns:
-        The file of the samples `(count, *event)`, the picture, the labels and the animation.
+        The file of the samples `(count, *event)`, the picture, the labels and the animation; nothing where another
+        process writes.
 
     Raises:
         UserError: no run, a damaged checkpoint, a count below 1, a seed out of range, a file of the wrong kind, or what
             the model does not know: a label, a temperature, guidance, a setting.
         NumericalError: a sample that is not finite; no file is written then.
     """
-    rows = Rows(count=count, seed=seed, seeds=seeds, chunk=chunk)
+    rows = Rows(count=count, seed=seed, seeds=seeds, chunk=chunk, ranks=ranks)
     check_out(out)
-    opened = open_for_draws(run, settings=settings, device=device, threads=threads)
+    opened = open_for_draws(run, settings=settings, device=device, threads=threads, ranks=ranks)
     classes = chosen_labels(opened, labels)
     process = score_process(opened, guidance=guidance, option=None if animate is None else "--animate")
     columns = len(classes) if 1 < len(classes) <= 16 else None  # a class a column
@@ -98,7 +103,11 @@ def draw_samples(
 
     out = out or opened.run.path / "samples.npy"
     title = "Samples" if temperature == 1 else f"Samples at temperature {temperature:g}"
-    x = write_stream(out, (count, *opened.model.event_shape), stream(opened, rows, draw))
+    drawn = stream(opened, rows, draw)
+    if not ranks.first:
+        deque(drawn, maxlen=0)  # its share of each turn
+        return ()
+    x = write_stream(out, (count, *opened.model.event_shape), drawn)
     written = [out, write_picture(opened, out, {opened.run.name: x}, title=title, columns=columns)]
     if classes:
         written.append(write_labels(out, rows, classes))

@@ -15,6 +15,9 @@ from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
 from experiment.errors import UserError
+from experiment.parts import MovingBuffers, Parts, moved_by
+from experiment.ranks import ALONE, Ranks
+from experiment.replicas import reduction, replicated
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
 from experiment.watch import Watch, origin
@@ -48,16 +51,26 @@ class Progress:
 
 
 class Trainer:
-    """Model, objective, optimiser, EMA and generator of one run, and how they step.
+    """Model, objective, optimiser, EMA and generators of one run, and how they step.
 
     Args:
         config: the experiment.
         dataset: its data.
         device: where it runs.
+        ranks: the processes that train together; this one is alone where omitted.
+        parts: of a step, where the config does not decide: those of the checkpoint that will be loaded.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, *, device: torch.device) -> None:
-        self.config, self.dataset, self.device = config, dataset, device
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        *,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        parts: int | None = None,
+    ) -> None:
+        self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
         torch.manual_seed(config.seed)
         started = time.monotonic()
         self.train_rows = dataset.train.to(device)
@@ -84,10 +97,13 @@ class Trainer:
         self.optimizer = kinds[config.train.optimizer](
             self.parameters or none, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
-        self.generator = torch.Generator(device).manual_seed(config.seed)
+        count = parts or (config.train.parts if config.train.parts > 1 else ranks.world)
+        self.parts = Parts(count, seed=config.seed, device=device, ranks=ranks)
         self.progress = Progress(seconds=time.monotonic() - started)
         self.watch = Watch(device, most=config.train.bad_steps)
         self._epoch, self._order = -1, torch.empty(0)
+        self.buffers = MovingBuffers(self._first_look() if count > 1 else [], ranks=ranks)
+        self.synchronised = replicated(self.built.objective, ranks, device) if self.parameters else self.built.objective
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step, left out where it is not finite; the loss and the gradient norm stay on the device."""
@@ -95,27 +111,52 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
-        rows, context = self._batch(self.progress.step)
-        try:
-            loss = self.built.objective(rows, context, generator=self.generator)
-        except ValueError as error:
-            raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
         # The fused optimiser leaves parameters and moments alone where this is 1: the host need not know.
-        self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).to(norm)
+        self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).float()
         self.optimizer.step()
         self.ema.update(self.built)
         self.progress.step += 1
-        return loss.detach(), norm
+        return loss, norm
+
+    def _gradients(self) -> Tensor:
+        """Puts the mean gradient of all parts into the parameters of every process; their mean loss."""
+        mine, losses = self.parts.mine, list[Tensor]()
+        for part in self.buffers.each(mine):
+            generator = self.parts.noise(part, step=self.progress.step)
+            with reduction(self.synchronised, now=part == mine[-1]):
+                loss = self._loss(self.synchronised, part, generator)
+                loss = loss if len(mine) == 1 else loss / len(mine)
+                loss.backward()
+            losses.append(loss.detach())
+        return self.ranks.mean([sum(losses[1:], start=losses[0])])[0]
+
+    def _loss(self, objective: nn.Module, part: int, generator: torch.Generator) -> Tensor:
+        rows, context = self._batch(self.progress.step, part)
+        try:
+            return objective(rows, context, generator=generator)
+        except ValueError as error:
+            raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
 
     @torch.no_grad()
+    def _first_look(self) -> list[Tensor]:
+        """Lets the first batch set what depends on data, alike in every process; returns the buffers that move."""
+        objective = self.built.objective.train()
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        return moved_by(objective, lambda: self._loss(objective, 0, generator))
+
     def validate(self) -> float:
         """Mean objective of the averaged weights on the validation rows, with the same noise every time.
 
         Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
+        The first process does it for all.
         """
+        return self.ranks.agreed(self._validate)
+
+    @torch.no_grad()
+    def _validate(self) -> float:
         model = self.ema.built.model
         normalized = any(isinstance(module, BatchNorm) for module in model.modules())
         if normalized and self.parameters and isinstance(model, DensityModel):
@@ -141,7 +182,7 @@ class Trainer:
             "objective": self._objective_state(),
             "watch": self.watch.state(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.parts.state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -158,7 +199,7 @@ class Trainer:
         if "watch" in state:  # not in checkpoints of before
             self.watch.load_state(state["watch"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        self.parts.load_state(torch.atleast_2d(state["generator"]))  # a single one where there was a single part
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
@@ -172,7 +213,9 @@ class Trainer:
     def trace(self, step: int) -> str:
         """Where the first value that is not finite arose in a step that was left out, the parameters being as then."""
         noise = torch.Generator(self.device).manual_seed(self.config.seed)
-        return origin(self.built.objective.train(), *self._batch(step - 1), generator=noise)
+        rows, contexts = zip(*(self._batch(step - 1, part) for part in range(self.parts.count)), strict=True)
+        context = None if self.train_context is None else torch.cat(contexts)
+        return origin(self.built.objective.train(), torch.cat(rows), context, generator=noise)
 
     def trace_validation(self) -> str:
         """As `trace`, in validation."""
@@ -181,10 +224,10 @@ class Trainer:
             self.ema.built.objective.eval(), self.validation_rows, self.validation_context, generator=generator
         )
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Rows of a step, counted from 0, and their context: the order of an epoch depends on seed and epoch alone."""
+    def _batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Rows of a part of a step, counted from 0, and their context; an epoch's order depends on seed and epoch."""
         size = min(self.config.train.batch_size, len(self.train_rows))
-        epoch, index = divmod(step, len(self.train_rows) // size)
+        epoch, index = divmod(step * self.parts.count + part, len(self.train_rows) // size)
         if epoch != self._epoch:
             seed = torch.Generator().manual_seed((self.config.seed + 1_000_003 * (epoch + 1)) % 2**63)
             self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)

@@ -1,0 +1,162 @@
+"""Several processes that work together, as torchrun starts them, without its seconds; and what they do in tests."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+
+import torch
+
+from experiment import cli, evaluate, load_config, train
+from experiment.config import parse_config
+from experiment.data import Dataset
+from experiment.errors import NumericalError
+from experiment.ranks import ALONE, joined
+from experiment.sampling import draw_samples
+from experiment.trainer import Trainer
+
+STEPS, ROWS = 5, 70
+OTHERS = ("progress", "config_sha256_16", "torch_rng")  # of a state: time, train.parts, and what parts seed anew
+MODELS = {
+    "actnorm": {"kind": "real_nvp", "layers": 4, "hidden": [16], "dropout": 0.3},
+    "batchnorm": {"kind": "real_nvp", "layers": 4, "hidden": [16], "normalization": "batch"},
+    "spectral norm": {"kind": "residual", "layers": 2, "hidden": [16]},
+    "masks in turn": {"kind": "made", "hidden": [16], "masks": 3, "order": "random"},
+    "denoising": {"kind": "score_sde", "hidden": [16, 16], "dropout": 0.3},
+    "learned times": {"kind": "score_sde", "hidden": [16, 16], "weighting": "learned"},
+    "flow matching": {"kind": "flow_matching", "hidden": [16, 16]},
+    "neural ODE": {"kind": "ffjord", "hidden": [8, 8]},
+}
+
+
+def launch(target, *args, world=2, seconds=60):
+    """Exit statuses of processes that each call `target(ranks, *args)`, and what they said; all have ended."""
+    context = multiprocessing.get_context("forkserver")  # which imports torch once for all
+    context.set_forkserver_preload(
+        ["experiment.engine", "experiment.evaluation", "experiment.sampling", "torch._dynamo"]
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.NamedTemporaryFile("r") as said:
+        begun = [context.Process(target=_process, args=(place | there, said.name, target, args)) for place in places]
+        for process in begun:
+            process.start()
+        until = time.monotonic() + seconds
+        for process in begun:
+            process.join(max(0.0, until - time.monotonic()))
+        late = [process for process in begun if process.is_alive()]
+        for process in late:
+            process.kill()
+        text = said.read()
+        print(text)  # where a test fails
+        return "late" if late else [process.exitcode for process in begun], text
+
+
+def _process(environment, said, target, args):
+    os.environ.update(environment)
+    sys.stderr = open(said, "a", buffering=1)  # noqa: SIM115
+    torch.set_num_threads(1)
+
+    def main():
+        with joined(device="cpu") as ranks:
+            target(ranks, *args)
+
+    sys.exit(cli.run(main))
+
+
+def dataset():
+    """Rows of which each is another; 70 make 4 batches of 16 an epoch, so that an epoch ends within a step of 3."""
+    noise = torch.Generator().manual_seed(5)
+    rows = torch.randn(ROWS + 20, 3, generator=noise, dtype=torch.float64) @ torch.tensor(
+        [[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.5]], dtype=torch.float64
+    )
+    return Dataset("rows", rows[:ROWS], rows[ROWS:-10], rows[-10:])
+
+
+def trainer(model, *, parts, ranks=ALONE, **more):
+    train = {"steps": STEPS, "batch_size": 16, "ema_decay": 0.9, "gradient_clip": 1.0, "parts": parts}
+    table = {"data": {"kind": "toy", "name": "moons"}, "model": MODELS[model], "train": train}
+    return Trainer(parse_config(table, source="test"), dataset(), device=torch.device("cpu"), ranks=ranks, **more)
+
+
+def trained(model, *, parts, ranks=ALONE, **more):
+    """The state after the last step, with what the steps and the validation found, in float64."""
+    with double():
+        made = trainer(model, parts=parts, ranks=ranks, **more)
+        found = torch.stack([torch.stack([part.detach() for part in made.step()]) for _ in range(STEPS)])
+        state = {name: value for name, value in made.state().items() if name not in OTHERS}
+        averages = [parameter.clone() for parameter in made.ema.built.model.parameters()]
+        return {**state, "ema": averages, "found": found, "value": made.validate()}
+
+
+@contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def train_all(ranks, out, models, parts):
+    """Every model in turn; each process says what it holds."""
+    for model in models:
+        torch.save(trained(model, parts=parts, ranks=ranks), out / f"{model}.{ranks.rank}.pt")
+
+
+def toy(model, **settings):
+    data = {"kind": "toy", "name": "moons", "train_rows": 200, "validation_rows": 50, "test_rows": 2500}
+    train = {"steps": 10, "batch_size": 32, "validate_every": 5, "log_every": 5, "ema_decay": 0.9, **settings}
+    return parse_config({"data": data, "model": model, "train": train}, source="test")
+
+
+def train_run(ranks, config, folder):
+    train(config, folder, threads=1, resume=True, ranks=ranks)
+
+
+def stop_at_five(ranks, config, folder):
+    """Trains until the checkpoint of the fifth step is written."""
+    from experiment import engine
+
+    engine.CHECKPOINT_SECONDS = 0.0
+    step = Trainer.step
+
+    def stopping(self):
+        if self.progress.step == 5:
+            raise SystemExit(0)
+        return step(self)
+
+    Trainer.step = stopping
+    train_run(ranks, config, folder)
+
+
+def measure_run(ranks, folder):
+    evaluate(folder, draws=2, threads=1, ranks=ranks)
+
+
+def sample_run(ranks, folder, out, options):
+    draw_samples(folder, out=out, threads=1, ranks=ranks, **options)
+
+
+def fail(ranks, who):
+    """One process makes a mistake while the others wait for it."""
+    if ranks.rank == who:
+        raise NumericalError(f"process {who} has found NaN.")
+    ranks.mean([torch.zeros(3)])
+
+
+def fail_first(ranks):
+    def make():
+        raise NumericalError("the first has found NaN.")
+
+    ranks.agreed(make)
+
+
+def train_file(ranks, config, folder):
+    train(load_config(config), folder, threads=1, ranks=ranks)
