@@ -29,10 +29,14 @@ class Batch(NamedTuple):
     generator: torch.Generator
 
 
-def batches(x: Tensor, context: Context = None, *, draw: int = 0) -> Iterator[Batch]:
-    """All rows in turn, with the noise of one draw."""
+def batches(
+    x: Tensor, context: Context = None, *, draw: int = 0, device: torch.device | None = None
+) -> Iterator[Batch]:
+    """All rows in turn, with the noise of one draw, each batch on the device, or where the rows are."""
+    place = x.device if device is None else device
     starts = range(0, len(x), BATCH_ROWS)
     for i, start in enumerate(starts):
         part = slice(start, start + BATCH_ROWS)
-        generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(starts) + i)
-        yield Batch(start, x[part], None if context is None else context[part], generator)
+        generator = torch.Generator(place).manual_seed(NOISE_SEED + draw * len(starts) + i)
+        of_part = None if context is None else context[part].to(place)
+        yield Batch(start, x[part].to(place), of_part, generator)

@@ -1,9 +1,9 @@
 """Held-out likelihood with its error budget and checks, from the same noise for every model."""
 
-import io
 import math
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from core import DensityModel
 from core.density import Context, Kind
-from experiment.batches import NOISE_SEED, batches
+from experiment.batches import BATCH_ROWS, NOISE_SEED, Batch, batches
 from experiment.budget import Array, error_budget
 from experiment.checks import check
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.files import file_digest, read_json, write_atomic, write_json
+from experiment.files import file_digest, read_json, whole_or_absent, write_json
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
 from experiment.summary import Subject, Summary
@@ -112,8 +112,7 @@ def measure(
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
     count = noise_draws(model, dataset, draws)
-    x, context = dataset.test.to(device), dataset.context("test")
-    context = None if context is None else context.to(device)
+    x, context = dataset.test, dataset.context("test")
     started, notes = time.monotonic(), list[str]()
     if solver_share is not None:
         notes += _choose_solver(model, x, context, share=solver_share, draws=count, run=subject.run)
@@ -125,9 +124,8 @@ def measure(
     if isinstance(inner, SolvedByODE):
         found |= {"solver": described(inner.solver), "solver_share": solver_share}
     summary = _summarise(subject, dataset, arrays, kind, seconds=seconds, **found)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(folder / "evaluation.npz", buffer.getvalue())
+    with whole_or_absent(folder / "evaluation.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_json(folder / "evaluation.json", asdict(summary))
     return summary
 
@@ -243,7 +241,7 @@ def likelihoods(
 
     Args:
         model: a density over raw data, on the device.
-        x: the rows, on the device.
+        x: the rows, which go to the model's device batch by batch.
         draws: of the noise of integer data.
         context: of the rows, `(rows, features)`.
         first_draw: which noise the first draw has.
@@ -255,10 +253,9 @@ def likelihoods(
     Raises:
         NumericalError: a likelihood that cannot be computed or is not finite.
     """
-    jobs = [batch for draw in range(first_draw, first_draw + draws) for batch in batches(x, context, draw=draw)]
-    fields: dict[str, list[Array]] = {name: [] for name in FIELDS}
+    fields: dict[str, Array] = {}
     kind: Kind = "exact"
-    for batch in tqdm(jobs, desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
+    for i, batch in _jobs(model, x, context, range(first_draw, first_draw + draws), run, progress_bar=progress_bar):
         try:
             estimate = model.estimate_log_prob(batch.x, batch.context, generator=batch.generator)
         except (RuntimeError, ValueError) as error:
@@ -269,9 +266,23 @@ def likelihoods(
         _check_finite(estimate.log_prob, what=what, run=run, first_row=batch.first_row, finite=finite)
         for name in FIELDS:
             value = getattr(estimate, name)
-            value = torch.zeros_like(estimate.log_prob) if value is None else value
-            fields[name].append(value.double().cpu().numpy())
-    return {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in fields.items()}, kind
+            if value is not None and value.any():
+                field = fields.setdefault(name, np.zeros((draws, len(x))))
+                field[i, batch.first_row : batch.first_row + len(batch.x)] = value.double().cpu().numpy()
+    # What is zero in every row takes no memory.
+    return {name: fields.get(name, np.broadcast_to(0.0, (draws, len(x)))) for name in FIELDS}, kind
+
+
+def _jobs(
+    model: DensityModel, x: Tensor, context: Context, draws: range, run: str, *, progress_bar: bool
+) -> Iterator[tuple[int, Batch]]:
+    """Every batch of every draw, and which draw it is of."""
+    total = len(draws) * math.ceil(len(x) / BATCH_ROWS)
+    with tqdm(total=total, desc=f"evaluate {run}", unit="batch", disable=not progress_bar) as bar:
+        for i, draw in enumerate(draws):
+            for batch in batches(x, context, draw=draw, device=model.anchor.device):
+                yield i, batch
+                bar.update()
 
 
 def _check_finite(log_prob: Tensor, *, run: str, first_row: int, what: str = "test row", finite: bool = True) -> None:
