@@ -53,6 +53,7 @@ from experiment.data import (
     digits,
     fashion_mnist,
     image_folder,
+    mapped_table,
     mnist,
     photographs,
     table,
@@ -61,6 +62,7 @@ from experiment.data import (
     uci_small,
 )
 from experiment.data.dataset import column_name
+from experiment.data.mapped import is_many
 from experiment.decoded import Decoded
 from experiment.ensemble import mixed
 from experiment.errors import UserError
@@ -169,10 +171,23 @@ def load_data(data: Section, root: Path) -> Dataset:
         case UCISmallData():
             return uci_small(root=root, **data.model_dump(exclude={"kind"}))
         case TableData():
-            return table(root / data.path, **data.model_dump(exclude={"kind", "path"}))
+            return _table(root / data.path, data)
         case ImageFolderData():
             return image_folder(root / data.path, **data.model_dump(exclude={"kind", "path"}))
     raise UserError(f"data.kind {type(data).__name__} has no loader.")
+
+
+def _table(path: Path, data: TableData) -> Dataset:
+    """From one file in memory, or mapped."""
+    settings = data.model_dump(exclude={"kind", "path", "mapped"})
+    if not (data.mapped or is_many(path)):
+        return table(path, **settings)
+    if data.duplicates == "drop" or data.noise:
+        raise UserError(
+            f"{path}: duplicates='drop' and noise=true need all rows in memory at once, but these are mapped; prepare "
+            "the rows without duplicates and ties, and leave both out."
+        )
+    return mapped_table(path, **data.model_dump(exclude={"kind", "path", "mapped", "duplicates", "noise"}))
 
 
 def _binarized(dataset: Dataset, data: DigitsData | MNISTData) -> Dataset:

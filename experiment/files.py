@@ -70,6 +70,18 @@ def write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]
             file.write(np.ascontiguousarray(rows).data)
 
 
+def map_rows(path: Path) -> torch.Tensor:
+    """Rows of a `.npy` file, read when they are needed; what is written to them stays in memory.
+
+    Raises:
+        UserError: no such file, or one that is no array or not whole.
+    """
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete {path.parent} to prepare it again.") from error
+
+
 def file_digest(path: Path) -> str:
     """First 16 hex digits of the sha256 of a file; empty where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
