@@ -67,6 +67,7 @@ from experiment.decoded import Decoded
 from experiment.ensemble import mixed
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
+from experiment.order import MOST_HELD, drawn_order
 from experiment.sections.base import Section
 from experiment.sections.baselines import BaselineModel, MixtureModel
 from experiment.sections.continuous import ScoreSDEModel
@@ -244,7 +245,7 @@ def build(
             mixture = mixed(parts, held_out)
             return Built(mixture, MaximumLikelihood(mixture))
         if isinstance(config.model, BaselineModel):
-            inner = _baseline(config.model, event_shape, preprocessing, rows, classes)
+            inner = _baseline(config.model, event_shape, preprocessing, rows, bins=bins, classes=classes)
         else:
             inner = _model(config.model, event_shape, bins=bins, classes=classes)
         if isinstance(config.model, GaussianizationModel) and isinstance(inner, Flow) and rows is not None:
@@ -260,11 +261,15 @@ def _baseline(
     event_shape: tuple[int, ...],
     preprocessing: Bijection | None,
     rows: Tensor | None,
+    *,
+    bins: int | None,
     classes: int,
 ) -> DensityModel:
     if classes:
         raise ValueError("it takes no labels; set data.labels=false, or choose another model.")
-    return build_baseline(section, event_shape, None if rows is None else _preprocess(preprocessing, rows))
+    if bins is not None and rows is not None:  # the noise of a row depends on its place among all
+        rows, preprocessing = _preprocess(preprocessing, rows), None
+    return build_baseline(section, event_shape, rows, prepare=partial(_preprocess, preprocessing))
 
 
 def _continuous(
@@ -272,6 +277,8 @@ def _continuous(
 ) -> Built:
     """A continuous model behind its preprocessing, and its objective on preprocessed rows."""
     _check_fixed(config)
+    if rows is not None and len(rows) > MOST_HELD:
+        rows = _some(rows)
     fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
     dropout = config.model.label_dropout if isinstance(config.model, ScoreSDEModel) else 0.0
     if dropout and not classes:
@@ -371,8 +378,7 @@ def _standardization(
 
 def _some(rows: Tensor) -> Tensor:
     """As many rows as an initialization takes, in an order of its own seed."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return rows[order[:INITIAL_ROWS].to(rows.device)]
+    return rows[drawn_order(len(rows), 0)[:INITIAL_ROWS].to(rows.device)]
 
 
 def _preprocess(preprocessing: Bijection | None, rows: Tensor) -> Tensor:
