@@ -10,7 +10,7 @@ from experiment.data.table_files import Choose, Columns, from_array, from_arrow
 from experiment.errors import UserError
 
 VALUES = 2**20  # at a time: 8 MiB in float64
-BUFFER = 2**20  # bytes of each column of a .parquet file that are read together
+BUFFER = 2**16  # bytes of each column of a .parquet file that are read together
 
 Chunks = Iterator[tuple[int, Columns]]
 
@@ -31,7 +31,8 @@ def parquet_chunks(path: Path, choose: Choose) -> Chunks:
     purpose = f"{path}: a .parquet file"
     arrow, parquet = optional("pyarrow", purpose=purpose), optional("pyarrow.parquet", purpose=purpose)
     try:
-        with parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+        # What is read ahead would stay until the file is closed.
+        with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             names = tuple(file.schema_arrow.names)
             wanted = [names[place] for place in choose(names)]
             first = 0
