@@ -171,7 +171,7 @@ def anomalies(
         x, places = _some(*sources[name], rows)
         arrays, kind = likelihoods(
             model,
-            x.to(place),
+            x,
             count,
             first_draw=DRAWS_APART * i,
             finite=name != "other",

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from core import DensityModel, GaussianMixture
 from core.kernel_density import KernelDensity
 from core.shapes import vector_size
+from experiment.data.dataset import rows_at_once
+from experiment.order import drawn_order
 from experiment.sections.baselines import BaselineModel, GaussianMixtureModel, GaussianModel, KernelDensityModel
 
 RIDGE = 1e-9  # added to a covariance, in units of the variances of the features
@@ -21,17 +23,23 @@ LEFT_OUT = 1000  # rows whose leave-one-out likelihood chooses the bandwidth
 BANDWIDTHS = (1e-3, 3.0)
 BASELINES = {"gaussian", "gaussian_mixture", "kernel_density"}
 FITTED = (GaussianMixture, KernelDensity)
+Prepare = Callable[[Tensor], Tensor]
 
 
-def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: Tensor | None) -> DensityModel:
+def build_baseline(
+    section: BaselineModel, event_shape: tuple[int, ...], rows: Tensor | None, *, prepare: Prepare = torch.clone
+) -> DensityModel:
     """The density fitted to rows; without them one of its shape that waits for a state dict.
+
+    Mean and covariance are summed in float64 over some rows at a time, first the one and then, around it, the other.
 
     Checked by tests/experiment/test_baselines.py.
 
     Args:
         section: the `[model]` section.
         event_shape: shape of one row, a vector.
-        rows: preprocessed training rows `(rows, features)`.
+        rows: training rows `(rows, features)`, which may be more than memory holds.
+        prepare: what makes them preprocessed ones, some at a time, each row for itself.
 
     Raises:
         ValueError: images, or fewer rows than the model needs.
@@ -39,21 +47,41 @@ def build_baseline(section: BaselineModel, event_shape: tuple[int, ...], rows: T
     D = vector_size(event_shape, owner=f"{section.kind} (data.layout='flat')")
     if rows is None:
         return _unfitted(section, D)
-    x = rows.double().cpu()
     needed = section.components if isinstance(section, GaussianMixtureModel) else 2
-    if len(x) < needed:
-        raise ValueError(f"it needs {needed} training rows or more, but there are {len(x)}.")
-    mean, std = x.mean(0), x.std(0).clamp(min=torch.finfo(torch.float32).tiny)
-    x = (x - mean) / std
+    if len(rows) < needed:
+        raise ValueError(f"it needs {needed} training rows or more, but there are {len(rows)}.")
+    mean, covariance = _moments(rows, prepare)
+    std = (covariance.diagonal() * len(rows) / (len(rows) - 1)).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+
+    def some(most: int) -> Tensor:
+        chosen = drawn_order(len(rows), 0)[:most]
+        return (prepare(rows[chosen]).double().cpu() - mean) / std
+
     match section:
         case GaussianModel():
-            means, covariances, weights = x.new_zeros(1, D), _covariance(x)[None], x.new_ones(1)
+            shape = covariance / (std[:, None] * std) + RIDGE * torch.eye(D, dtype=std.dtype)
+            means, covariances, weights = std.new_zeros(1, D), shape[None], std.new_ones(1)
         case GaussianMixtureModel():
-            means, covariances, weights = _mixture(section, _some(x, section.most_rows))
+            means, covariances, weights = _mixture(section, some(section.most_rows))
         case KernelDensityModel():
-            return _kernel_density(section, _some(x, section.most_rows), mean, std)
+            return _kernel_density(section, some(section.most_rows), mean, std)
     scaled = covariances * (std[:, None] * std)
     return GaussianMixture(mean + std * means, scaled, weights).to(rows.dtype)
+
+
+def _moments(rows: Tensor, prepare: Prepare) -> tuple[Tensor, Tensor]:
+    """Mean and covariance (1/n) of prepared rows."""
+
+    def parts() -> Iterator[Tensor]:
+        return (prepare(part).double().cpu() for part in rows.split(rows_at_once(rows)))
+
+    D = rows.shape[1]
+    mean, covariance = torch.zeros(D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64)
+    for x in parts():
+        mean += x.sum(0) / len(rows)
+    for x in parts():
+        covariance += (x - mean).mT @ (x - mean) / len(rows)
+    return mean, covariance
 
 
 def fitted_count(model: GaussianMixture | KernelDensity) -> int:
@@ -143,8 +171,3 @@ def bandwidth(x: Tensor) -> float:
 
     found = minimize_scalar(negative_log_likelihood, bounds=tuple(map(math.log, BANDWIDTHS)), method="bounded")
     return math.exp(found.x)
-
-
-def _some(x: Tensor, most: int) -> Tensor:
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    return x[order[:most]]

@@ -1,5 +1,6 @@
 """Test rows in batches, with the same noise for every model."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,10 +30,24 @@ class Batch(NamedTuple):
     generator: torch.Generator
 
 
-def batches(x: Tensor, context: Context = None, *, draw: int = 0) -> Iterator[Batch]:
-    """All rows in turn, with the noise of one draw."""
-    starts = range(0, len(x), BATCH_ROWS)
-    for i, start in enumerate(starts):
-        part = slice(start, start + BATCH_ROWS)
-        generator = torch.Generator(x.device).manual_seed(NOISE_SEED + draw * len(starts) + i)
-        yield Batch(start, x[part], None if context is None else context[part], generator)
+def batches(
+    x: Tensor, context: Context = None, *, draw: int = 0, device: torch.device | None = None
+) -> Iterator[Batch]:
+    """All rows in turn, with the noise of one draw, each batch on the device, or where the rows are."""
+    return (batch_at(i, x, context, draw=draw, device=device) for i in range(batch_count(x)))
+
+
+def batch_count(x: Tensor) -> int:
+    """Batches of a draw."""
+    return math.ceil(len(x) / BATCH_ROWS)
+
+
+def batch_at(
+    place: int, x: Tensor, context: Context = None, *, draw: int = 0, device: torch.device | None = None
+) -> Batch:
+    """One of the batches of a draw, by its place among them."""
+    device, start = x.device if device is None else device, place * BATCH_ROWS
+    part = slice(start, start + BATCH_ROWS)
+    generator = torch.Generator(device).manual_seed(NOISE_SEED + draw * batch_count(x) + place)
+    of_part = None if context is None else context[part].to(device)
+    return Batch(start, x[part].to(device), of_part, generator)

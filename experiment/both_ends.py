@@ -44,7 +44,7 @@ def both_ends(model: DensityModel, x: Tensor, context: Context = None) -> BothEn
     if not isinstance(inner, ScoreUnderSDE):
         return None
     mismatch, share = 0.0, 0.0
-    for batch in batches(x, context):
+    for batch in batches(x, context, device=model.anchor.device):
         z = encoded(model, batch.x, batch.context, generator=batch.generator).to(inner.anchor)
         score = inner.score if batch.context is None else ConditionalScore(inner.score, batch.context)
         mismatch += prior_mismatch(inner.sde, z).double().sum().item()
@@ -60,8 +60,14 @@ def constant_columns(dataset: Dataset) -> int:
     """Columns of continuous data that hold one value in all training and test rows; 0 for integers."""
     if dataset.bins is not None:
         return 0
+    low, high = column_range(dataset)
+    return int((low == high).sum())
+
+
+def column_range(dataset: Dataset) -> Tensor:
+    """Smallest and largest value of each column of the training and test rows, `(2, columns)`."""
     low, high = zip(*(part.flatten(1).aminmax(dim=0) for part in (dataset.train, dataset.test)), strict=True)
-    return int((torch.minimum(*low) == torch.maximum(*high)).sum())
+    return torch.stack([torch.minimum(*low), torch.maximum(*high)])
 
 
 def _note(share: float, t_min: float, size: int) -> str:

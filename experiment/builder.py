@@ -53,6 +53,7 @@ from experiment.data import (
     digits,
     fashion_mnist,
     image_folder,
+    mapped_table,
     mnist,
     photographs,
     table,
@@ -61,10 +62,12 @@ from experiment.data import (
     uci_small,
 )
 from experiment.data.dataset import column_name
+from experiment.data.mapped import is_many
 from experiment.decoded import Decoded
 from experiment.ensemble import mixed
 from experiment.errors import UserError
 from experiment.objective import MaximumLikelihood, Preprocessed
+from experiment.order import MOST_HELD, drawn_order
 from experiment.sections.base import Section
 from experiment.sections.baselines import BaselineModel, MixtureModel
 from experiment.sections.continuous import ScoreSDEModel
@@ -169,10 +172,23 @@ def load_data(data: Section, root: Path) -> Dataset:
         case UCISmallData():
             return uci_small(root=root, **data.model_dump(exclude={"kind"}))
         case TableData():
-            return table(root / data.path, **data.model_dump(exclude={"kind", "path"}))
+            return _table(root / data.path, data)
         case ImageFolderData():
             return image_folder(root / data.path, **data.model_dump(exclude={"kind", "path"}))
     raise UserError(f"data.kind {type(data).__name__} has no loader.")
+
+
+def _table(path: Path, data: TableData) -> Dataset:
+    """From one file in memory, or mapped."""
+    settings = data.model_dump(exclude={"kind", "path", "mapped"})
+    if not (data.mapped or is_many(path)):
+        return table(path, **settings)
+    if data.duplicates == "drop" or data.noise:
+        raise UserError(
+            f"{path}: duplicates='drop' and noise=true need all rows in memory at once, but these are mapped; prepare "
+            "the rows without duplicates and ties, and leave both out."
+        )
+    return mapped_table(path, **data.model_dump(exclude={"kind", "path", "mapped", "duplicates", "noise"}))
 
 
 def _binarized(dataset: Dataset, data: DigitsData | MNISTData) -> Dataset:
@@ -229,7 +245,7 @@ def build(
             mixture = mixed(parts, held_out)
             return Built(mixture, MaximumLikelihood(mixture))
         if isinstance(config.model, BaselineModel):
-            inner = _baseline(config.model, event_shape, preprocessing, rows, classes)
+            inner = _baseline(config.model, event_shape, preprocessing, rows, bins=bins, classes=classes)
         else:
             inner = _model(config.model, event_shape, bins=bins, classes=classes)
         if isinstance(config.model, GaussianizationModel) and isinstance(inner, Flow) and rows is not None:
@@ -245,11 +261,15 @@ def _baseline(
     event_shape: tuple[int, ...],
     preprocessing: Bijection | None,
     rows: Tensor | None,
+    *,
+    bins: int | None,
     classes: int,
 ) -> DensityModel:
     if classes:
         raise ValueError("it takes no labels; set data.labels=false, or choose another model.")
-    return build_baseline(section, event_shape, None if rows is None else _preprocess(preprocessing, rows))
+    if bins is not None and rows is not None:  # the noise of a row depends on its place among all
+        rows, preprocessing = _preprocess(preprocessing, rows), None
+    return build_baseline(section, event_shape, rows, prepare=partial(_preprocess, preprocessing))
 
 
 def _continuous(
@@ -257,6 +277,8 @@ def _continuous(
 ) -> Built:
     """A continuous model behind its preprocessing, and its objective on preprocessed rows."""
     _check_fixed(config)
+    if rows is not None and len(rows) > MOST_HELD:
+        rows = _some(rows)
     fitted = None if rows is None else partial(_preprocess, preprocessing, rows)
     dropout = config.model.label_dropout if isinstance(config.model, ScoreSDEModel) else 0.0
     if dropout and not classes:
@@ -356,8 +378,7 @@ def _standardization(
 
 def _some(rows: Tensor) -> Tensor:
     """As many rows as an initialization takes, in an order of its own seed."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return rows[order[:INITIAL_ROWS].to(rows.device)]
+    return rows[drawn_order(len(rows), 0)[:INITIAL_ROWS].to(rows.device)]
 
 
 def _preprocess(preprocessing: Bijection | None, rows: Tensor) -> Tensor:

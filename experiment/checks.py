@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from core import DensityModel
 from core.density import Context
 from experiment.audit import audit
 from experiment.batches import NOISE_SEED
-from experiment.both_ends import both_ends, constant_columns
+from experiment.both_ends import both_ends, column_range, constant_columns
 from experiment.data import Dataset
 from experiment.normalization_check import POINTS, integral
 from experiment.round_trip import largest_round_trip_error
@@ -28,7 +27,7 @@ def check(
     Args:
         model: a density over raw data.
         dataset: the data.
-        x: its test rows, on the model's device.
+        x: its test rows, which go to the model's device batch by batch.
         context: of the rows, `(rows, features)`.
         run: what errors call the model.
         audit_rows: rows to audit; 0 for none.
@@ -45,7 +44,8 @@ def check(
             notes.append(f"{what} could not be made: {error}.")
             return None
 
-    few = x[:audit_rows], None if context is None else context[:audit_rows]
+    place = model.anchor.device
+    few = x[:audit_rows].to(place), None if context is None else context[:audit_rows].to(place)
     found: dict[str, Any] = {
         "round_trip_max": attempt("the round trip", lambda: largest_round_trip_error(model, x, context, run=run)),
         "constant_columns": constant_columns(dataset),
@@ -56,8 +56,8 @@ def check(
         found["audit_rows"], found["audit_max_nats"], found["audit_max_std_errors"], note = audited
         notes += [note] if note else []
     if dataset.bins is None and x[0].numel() in POINTS:
-        around = torch.cat([dataset.train, dataset.test]).to(x)
-        whole = attempt("the integral", lambda: integral(model, around, context, seed=NOISE_SEED))
+        around = column_range(dataset).reshape(2, *dataset.event_shape).to(few[0])
+        whole = attempt("the integral", lambda: integral(model, around, few[1], seed=NOISE_SEED))
         found["integral"], found["integral_error"] = whole or (None, None)
     ends = attempt("the check of both ends", lambda: both_ends(model, x, context))
     if ends is not None:

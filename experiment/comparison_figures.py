@@ -133,7 +133,7 @@ def corner_figure(entry: "Entry", dataset: Dataset) -> Figure:
     x, draws = dataset.test[:DOTS].double().numpy(), entry.draws
     D = min(x.shape[1], CORNER)
     names = dataset.columns or tuple(f"column {place}" for place in range(D))
-    spans = [_span(column) for column in dataset.test.double().numpy().T[:D]]
+    spans = [_span(column.double().numpy()) for column in dataset.test.T[:D]]
     figure = Figure(figsize=(1.2 + 1.6 * D, 1.2 + 1.6 * D), layout="constrained")
     axes = figure.subplots(D, D, squeeze=False)
     for i, j in np.ndindex(D, D):

@@ -1,9 +1,9 @@
 """Held-out likelihood with its error budget and checks, from the same noise for every model."""
 
-import io
 import math
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from core import DensityModel
 from core.density import Context, Kind
-from experiment.batches import NOISE_SEED, batches
+from experiment.batches import BATCH_ROWS, NOISE_SEED, batch_at, batch_count
 from experiment.budget import Array, error_budget
 from experiment.checks import check
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.files import file_digest, read_json, write_atomic, write_json
+from experiment.files import file_digest, read_json, whole_or_absent, write_json
+from experiment.partial import NOTHING_KEPT, Partial
 from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
@@ -119,13 +120,13 @@ def measure(
     if len(dataset.test) < 2:
         raise UserError(f"{dataset.name} has 1 test row, but an error bar needs 2 or more.")
     count = noise_draws(model, dataset, draws)
-    x, context = dataset.test.to(device), dataset.context("test")
-    context = None if context is None else context.to(device)
+    x, context = dataset.test, dataset.context("test")
     started, notes = time.monotonic(), list[str]()
     if solver_share is not None:
         notes += _choose_solver(model, x, context, share=solver_share, draws=count, run=subject.run, ranks=ranks)
+    kept = _kept(model, dataset, subject, folder, count, ranks)
     arrays, kind = likelihoods(
-        model, x, count, context=context, run=subject.run, progress_bar=progress_bar, ranks=ranks
+        model, x, count, context=context, run=subject.run, progress_bar=progress_bar, ranks=ranks, kept=kept
     )
     seconds = round(time.monotonic() - started, 2)
     found = ranks.agreed(lambda: check(model, dataset, x, context, run=subject.run, audit_rows=audit_rows))
@@ -136,13 +137,22 @@ def measure(
     summary = _summarise(subject, dataset, arrays, kind, seconds=seconds, **found)
     if ranks.first:
         _write(folder, summary, arrays)
+    kept.drop()
     return summary
 
 
+def _kept(model: DensityModel, dataset: Dataset, subject: Subject, folder: Path, draws: int, ranks: Ranks) -> Partial:
+    """The batches of the same weights, rows, noise and solver that this process had done when it was stopped."""
+    inner = innermost(model)
+    solver = described(inner.solver) if isinstance(inner, SolvedByODE) else None
+    weights, rows = subject.checkpoint_sha256_16, dataset.fingerprint
+    work = (weights, rows, draws, BATCH_ROWS, NOISE_SEED, solver, ranks.rank, ranks.world)
+    return Partial(folder / f"evaluation-{ranks.rank}.part", key=repr(work))
+
+
 def _write(folder: Path, summary: Summary, arrays: dict[str, Array]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(folder / "evaluation.npz", buffer.getvalue())
+    with whole_or_absent(folder / "evaluation.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_json(folder / "evaluation.json", asdict(summary))
 
 
@@ -253,12 +263,13 @@ def likelihoods(
     run: str,
     progress_bar: bool = False,
     ranks: Ranks = ALONE,
+    kept: Partial = NOTHING_KEPT,
 ) -> tuple[dict[str, Array], Kind]:
     """Each field of the estimates of rows as `(draws, rows)`, and their kind.
 
     Args:
         model: a density over raw data, on the device.
-        x: the rows, on the device.
+        x: the rows, which go to the model's device batch by batch.
         draws: of the noise of integer data.
         context: of the rows, `(rows, features)`.
         first_draw: which noise the first draw has.
@@ -267,15 +278,19 @@ def likelihoods(
         run: what they call the model.
         progress_bar: show progress on the terminal.
         ranks: the processes that share the batches; all get the whole.
+        kept: the batches of this process that were done before it was stopped.
 
     Raises:
         NumericalError: a likelihood that cannot be computed or is not finite.
     """
-    jobs = [batch for draw in range(first_draw, first_draw + draws) for batch in batches(x, context, draw=draw)]
-    found: list[list[Array]] = []
+    count, device = batch_count(x), model.anchor.device
+    mine = ranks.share(range(draws * count))
+    found: list[Sequence[Array] | Array] = [*kept.load()[: len(mine) - 1]]  # the last tells the kind
     kind: Kind = "exact"
-    progress_bar = progress_bar and ranks.first
-    for batch in tqdm(ranks.share(jobs), desc=f"evaluate {run}", unit="batch", disable=not progress_bar):
+    bar = {"desc": f"evaluate {run}", "unit": "batch", "disable": not (progress_bar and ranks.first)}
+    for number in tqdm(mine[len(found) :], initial=len(found), total=len(mine), **bar):
+        draw, place = divmod(number, count)
+        batch = batch_at(place, x, context, draw=first_draw + draw, device=device)
         try:
             estimate = model.estimate_log_prob(batch.x, batch.context, generator=batch.generator)
         except (RuntimeError, ValueError) as error:
@@ -285,11 +300,24 @@ def likelihoods(
         kind = estimate.kind
         _check_finite(estimate.log_prob, what=what, run=run, first_row=batch.first_row, finite=finite)
         values = (getattr(estimate, name) for name in FIELDS)
-        zeros = torch.zeros_like(estimate.log_prob)
-        found.append([(zeros if value is None else value).double().cpu().numpy() for value in values])
-    fields = zip(*ranks.merged(found), strict=True)
-    arrays = {name: np.concatenate(parts).reshape(draws, len(x)) for name, parts in zip(FIELDS, fields, strict=True)}
-    return arrays, ranks.agreed(lambda: kind)
+        found.append([_array(value, len(batch.x)) for value in values])
+        kept.keep(found)
+    fields = (_joined(parts, (draws, len(x))) for parts in zip(*ranks.merged(found), strict=True))
+    return dict(zip(FIELDS, fields, strict=True)), ranks.agreed(lambda: kind)
+
+
+def _array(value: Tensor | None, rows: int) -> Array:
+    """A field of a batch; one that is zero in every row takes no memory."""
+    if value is None or not value.any():
+        return np.broadcast_to(0.0, (rows,))
+    return value.double().cpu().numpy()
+
+
+def _joined(parts: Sequence[Array], shape: tuple[int, int]) -> Array:
+    """A field of all batches, in as little memory."""
+    if not any(part.any() for part in parts):
+        return np.broadcast_to(0.0, shape)
+    return np.concatenate(parts).reshape(shape)
 
 
 def _check_finite(log_prob: Tensor, *, run: str, first_row: int, what: str = "test row", finite: bool = True) -> None:

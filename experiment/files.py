@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from experiment.errors import UserError
@@ -64,6 +65,18 @@ def write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]
                 header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(np.ascontiguousarray(rows).data)
+
+
+def map_rows(path: Path) -> torch.Tensor:
+    """Rows of a `.npy` file, read when they are needed; what is written to them stays in memory.
+
+    Raises:
+        UserError: no such file, or one that is no array or not whole.
+    """
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete {path.parent} to prepare it again.") from error
 
 
 def file_digest(path: Path) -> str:

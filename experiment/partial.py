@@ -41,7 +41,7 @@ class Partial:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return []
 
-    def keep(self, found: Sequence[Array]) -> None:
+    def keep(self, found: Sequence[Sequence[Array] | Array]) -> None:
         """Writes all of the batches, where the last writing was a while ago.
 
         Raises:
@@ -50,8 +50,9 @@ class Partial:
         if self.path is None or time.monotonic() - self._written < SECONDS:
             return
         buffer = io.BytesIO()
-        rows = np.array([values.shape[1] for values in found])
-        np.savez(buffer, key=np.array(self.key), values=np.concatenate(found, axis=1), rows=rows)
+        values = [np.stack(tuple(batch)) for batch in found]
+        rows = np.array([len(batch[0]) for batch in found])
+        np.savez(buffer, key=np.array(self.key), values=np.concatenate(values, axis=1), rows=rows)
         write_atomic(self.path, buffer.getvalue())
         self._written = time.monotonic()
 
@@ -66,3 +67,6 @@ class Partial:
                 self.path.unlink(missing_ok=True)
             except OSError as error:
                 raise UserError(f"{self.path} cannot be removed: {error.strerror or error}.") from error
+
+
+NOTHING_KEPT = Partial(None, key="")

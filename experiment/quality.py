@@ -84,8 +84,8 @@ def quality(draws: Draws, dataset: Dataset) -> Quality:
 
     Checked by tests/experiment/test_quality.py.
     """
-    x, y = (_scaled(rows.flatten(1), dataset) for rows in (torch.from_numpy(draws.x), dataset.test.double()))
-    y = y[: len(x)]
+    test = dataset.test[: len(draws.x)].double()
+    x, y = (_scaled(rows.flatten(1), dataset) for rows in (torch.from_numpy(draws.x), test))
     generator = torch.Generator().manual_seed(SAMPLE_SEED)
     h = float(torch.pdist(y).median())
     return Quality(
@@ -103,5 +103,5 @@ def floor(dataset: Dataset, count: int) -> Quality:
 def _scaled(rows: Tensor, dataset: Dataset) -> Tensor:
     if dataset.image_shape is not None:
         return rows / (1.0 if dataset.bins is None else dataset.bins)
-    std = dataset.test.double().flatten(1).std(0)
+    std = torch.stack([column.double().std() for column in dataset.test.flatten(1).T])  # no copy of all columns at once
     return rows / torch.where(std > 0, std, 1.0)

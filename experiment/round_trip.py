@@ -54,7 +54,7 @@ def largest_round_trip_error(model: DensityModel, x: Tensor, context: Context = 
         RuntimeError: an ODE that cannot be solved.
     """
     errors = []
-    for batch in batches(x, context):
+    for batch in batches(x, context, device=model.anchor.device):
         error = round_trip_error(model, batch.x, batch.context, generator=batch.generator)
         if error is None:
             return None

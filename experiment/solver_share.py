@@ -44,17 +44,17 @@ def solver_for_share(
     if not isinstance(inner, SolvedByODE):
         return None
     repeats = min(draws, 2)
-    rows = x[: PILOT_ROWS // repeats]
+    rows, place = x[: PILOT_ROWS // repeats], inner.anchor.device
     count = len(rows)
-    generator = torch.Generator(x.device).manual_seed(seed)
-    condition = None if context is None else context[:count].repeat(repeats, 1)
-    z, log_det = rows.repeat(repeats, *[1] * (x.ndim - 1)), torch.zeros(repeats * count, device=x.device)
+    generator = torch.Generator(place).manual_seed(seed)
+    condition = None if context is None else context[:count].to(place).repeat(repeats, 1)
+    z, log_det = rows.to(place).repeat(repeats, *[1] * (x.ndim - 1)), torch.zeros(repeats * count, device=place)
     if bijections := list(steps(model)):
         z, log_det = Compose(*bijections)(z, condition, generator=generator)
 
     def estimate(solver: ODESolver) -> LikelihoodEstimate:
         twin = variant(inner, solver=solver, error_factor=ERROR_FACTOR)
-        probes = torch.Generator(x.device).manual_seed(seed)
+        probes = torch.Generator(place).manual_seed(seed)
         return twin.estimate_log_prob(z.to(inner.anchor), condition, generator=probes).shifted(log_det)
 
     def standard_error(found: LikelihoodEstimate) -> float:

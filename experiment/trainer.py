@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
 from experiment.errors import UserError
+from experiment.order import MOST_HELD, Order, drawn_order
 from experiment.parts import MovingBuffers, Parts, moved_by
 from experiment.ranks import ALONE, Ranks
 from experiment.replicas import reduction, replicated
@@ -73,8 +75,9 @@ class Trainer:
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
         torch.manual_seed(config.seed)
         started = time.monotonic()
-        self.train_rows = dataset.train.to(device)
-        self.validation_rows = dataset.validation.to(device)
+        self.train_rows, self.validation_rows = (
+            rows if dataset.streamed else rows.to(device) for rows in (dataset.train, dataset.validation)
+        )
         contexts = dataset.context("train"), dataset.context("validation")
         self.train_context, self.validation_context = (None if c is None else c.to(device) for c in contexts)
         self.built: Built = build(
@@ -101,7 +104,8 @@ class Trainer:
         self.parts = Parts(count, seed=config.seed, device=device, ranks=ranks)
         self.progress = Progress(seconds=time.monotonic() - started)
         self.watch = Watch(device, most=config.train.bad_steps)
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch = -1
+        self._order: Order = torch.empty(0)
         self.buffers = MovingBuffers(self._first_look() if count > 1 else [], ranks=ranks)
         self.synchronised = replicated(self.built.objective, ranks, device) if self.parameters else self.built.objective
 
@@ -161,15 +165,14 @@ class Trainer:
         normalized = any(isinstance(module, BatchNorm) for module in model.modules())
         if normalized and self.parameters and isinstance(model, DensityModel):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
-            set_batch_statistics(model, _batches(self.train_rows, self.train_context), generator=noise)
+            batches = _Batches(self.train_rows, self.train_context, self.device)
+            set_batch_statistics(model, batches, generator=noise)
         objective = self.ema.built.objective.eval()
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
         draws = self.config.train.validation_draws
-        rows = self.validation_rows.repeat(draws, *(1 for _ in self.dataset.event_shape))
-        context = None if self.validation_context is None else self.validation_context.repeat(draws, 1)
-        batches = _batches(rows, context)
+        batches = _Batches(self.validation_rows, self.validation_context, self.device, draws=draws)
         total = sum(objective(*batch, generator=generator) * len(batch[0]) for batch in batches)
-        return float(total / len(rows))
+        return float(total / (draws * len(self.validation_rows)))
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -219,27 +222,42 @@ class Trainer:
 
     def trace_validation(self) -> str:
         """As `trace`, in validation."""
-        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
-        return origin(
-            self.ema.built.objective.eval(), self.validation_rows, self.validation_context, generator=generator
-        )
+        noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        batches = _Batches(self.validation_rows, self.validation_context, self.device)
+        rows, *context = next(iter(batches))
+        return origin(self.ema.built.objective.eval(), rows, context[0] if context else None, generator=noise)
 
     def _batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor | None]:
         """Rows of a part of a step, counted from 0, and their context; an epoch's order depends on seed and epoch."""
         size = min(self.config.train.batch_size, len(self.train_rows))
         epoch, index = divmod(step * self.parts.count + part, len(self.train_rows) // size)
         if epoch != self._epoch:
-            seed = torch.Generator().manual_seed((self.config.seed + 1_000_003 * (epoch + 1)) % 2**63)
-            self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)
+            seed = (self.config.seed + 1_000_003 * (epoch + 1)) % 2**63
+            most_held = MOST_HELD if self.dataset.streamed else math.inf
+            rows = self.train_rows
+            self._order = drawn_order(len(rows), seed, most_held=most_held, device=rows.device)
             self._epoch = epoch
         chosen = self._order[index * size : (index + 1) * size]
-        return self.train_rows[chosen], None if self.train_context is None else self.train_context[chosen]
+        context = None if self.train_context is None else self.train_context[chosen]
+        return self.train_rows[chosen].to(self.device), context
 
 
-def _batches(rows: Tensor, context: Tensor | None) -> list[tuple[Tensor, ...]]:
-    """Rows and, where there are contexts, those, some at a time."""
-    parts = (rows,) if context is None else (rows, context)
-    return list(zip(*(part.split(VALIDATION_BATCH) for part in parts), strict=True))
+@dataclass(frozen=True)
+class _Batches:
+    """Rows and, where there are contexts, those, `draws` times in turn, some at a time on the device."""
+
+    rows: Tensor
+    context: Tensor | None
+    device: torch.device
+    draws: int = 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        parts = (self.rows,) if self.context is None else (self.rows, self.context)
+        rows = len(self.rows)
+        for start in range(0, self.draws * rows, VALIDATION_BATCH):
+            end = min(start + VALIDATION_BATCH, self.draws * rows)
+            places = torch.arange(start, end, device=self.rows.device) % rows
+            yield tuple(part[places].to(self.device) for part in parts)
 
 
 def learning_rate(step: int, train: Train) -> float:

@@ -8,6 +8,7 @@ from experiment.data.dataset import Dataset
 from experiment.data.digits import digits
 from experiment.data.image_folder import image_folder
 from experiment.data.labels import Labels, one_hot
+from experiment.data.mapped import mapped_table
 from experiment.data.mnist import fashion_mnist, mnist
 from experiment.data.photographs import photographs
 from experiment.data.table import table
@@ -27,6 +28,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "mapped_table",
     "mnist",
     "one_hot",
     "photographs",

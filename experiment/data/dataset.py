@@ -1,8 +1,10 @@
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from experiment.data.labels import Labels, one_hot
@@ -11,6 +13,9 @@ from experiment.errors import UserError
 Layout = Literal["flat", "image"]
 Split = Literal["train", "validation", "test"]
 Columns = tuple[str, ...] | None
+Places = Sequence[int] | NDArray[Any]
+
+VALUES = 2**22  # that are looked at together: rows of a file larger than memory are never copied as a whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,8 @@ class Dataset:
         entropy_nats: differential entropy of the source, the best reachable test loss, where it is known.
         labels: the class of each row, where models are to know it.
         columns: names of the values of a row, where they have some; a name of digits is a place in the file.
+        streamed: whether the rows may be more than memory holds: they are mapped from files, and go to the device batch
+            by batch.
 
     Raises:
         UserError: a split is empty or has another event shape, a value is not finite or not one of the levels, or there
@@ -48,6 +55,7 @@ class Dataset:
     entropy_nats: float | None = None
     labels: Labels | None = None
     columns: Columns = None
+    streamed: bool = False
 
     def __post_init__(self) -> None:
         if self.columns is not None and (len(self.columns),) != self.event_shape:
@@ -103,12 +111,21 @@ class Dataset:
 def _digest(*splits: Tensor) -> str:
     total = hashlib.sha256()
     for split in splits:
-        rows = (split.flatten(1) if split.ndim > 1 else split).cpu().contiguous()
-        total.update(str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
+        rows = split.flatten(1) if split.ndim > 1 else split
+        total.update(str(tuple(rows.shape)).encode())
+        for part in rows.split(rows_at_once(rows)):
+            total.update(part.cpu().contiguous().numpy())
     return total.hexdigest()[:16]
 
 
-def check_finite(x: Tensor, *, name: str, where: str = "", columns: Columns = None) -> None:
+def rows_at_once(x: Tensor) -> int:
+    """As many rows as hold `VALUES` values, 1 or more."""
+    return max(1, VALUES // max(1, x[:1].numel()))
+
+
+def check_finite(
+    x: Tensor, *, name: str, where: str = "", columns: Columns = None, places: Places | None = None
+) -> None:
     """Refuse NaN and infinity.
 
     Args:
@@ -116,14 +133,18 @@ def check_finite(x: Tensor, *, name: str, where: str = "", columns: Columns = No
         name: what the message calls the data.
         where: which part of the data the rows count in, put after the row's number.
         columns: names of the columns, where they have some.
+        places: what the rows count as, where that is not 0, 1, 2, ….
 
     Raises:
         UserError: names the first row and column that hold such a value.
     """
-    low, high = x.aminmax()
-    if not (low.isfinite() and high.isfinite()):  # both are NaN where a value is; and no copy of x is made
-        remedy = "remove the row or fill it in"
-        _refuse(~x.isfinite(), x, name=name, where=where, remedy=remedy, columns=columns)
+    places = range(len(x)) if places is None else places
+    remedy, size = "remove the row or fill it in", rows_at_once(x)
+    for i, part in enumerate(x.split(size)):
+        low, high = part.aminmax()
+        if not (low.isfinite() and high.isfinite()):  # both are NaN where a value is; and no copy of x is made
+            of_part = places[i * size :]
+            _refuse(~part.isfinite(), part, name, where=where, remedy=remedy, columns=columns, places=of_part)
 
 
 def split_rows(
@@ -148,15 +169,25 @@ def split_rows(
         >>> [len(part) for part in parts]
         [7, 1, 2]
     """
-    counts = [round(part * len(x)) if isinstance(part, float) else part for part in (validation, test)]
-    sizes = [len(x) - sum(counts), *counts]
+    sizes = split_sizes(len(x), validation=validation, test=test)
+    train, held_out, tested = torch.randperm(len(x), generator=generator).split(sizes)
+    return x[train], x[held_out], x[tested]
+
+
+def split_sizes(rows: int, *, validation: int | float, test: int | float) -> list[int]:
+    """Rows of the training, validation and test split, as `split_rows` cuts them.
+
+    Raises:
+        UserError: one of the three would be empty.
+    """
+    counts = [round(part * rows) if isinstance(part, float) else part for part in (validation, test)]
+    sizes = [rows - sum(counts), *counts]
     if min(sizes) < 1:
         raise UserError(
-            f"validation={validation} and test={test} cut {len(x)} rows into {sizes[0]} for training, {sizes[1]} for "
+            f"validation={validation} and test={test} cut {rows} rows into {sizes[0]} for training, {sizes[1]} for "
             f"validation and {sizes[2]} for test; each needs at least one."
         )
-    order = torch.randperm(len(x), generator=generator)
-    return x[order[: sizes[0]]], x[order[sizes[0] : sizes[0] + sizes[1]]], x[order[sizes[0] + sizes[1] :]]
+    return sizes
 
 
 def lay_out(images: Tensor, layout: Layout) -> Tensor:
@@ -195,7 +226,8 @@ def _check_counts(data: Dataset) -> None:
 def check_levels(x: Tensor, bins: int, *, name: str, where: str = "", columns: Columns = None) -> None:
     """Refuse what is not a whole number from 0 to bins-1; arguments as of `check_finite`."""
     remedy = f"data with {bins} levels hold whole numbers from 0 to {bins - 1}"
-    _refuse((x != x.floor()) | (x < 0) | (x >= bins), x, name=name, where=where, remedy=remedy, columns=columns)
+    bad = (x != x.floor()) | (x < 0) | (x >= bins)
+    _refuse(bad, x, name, where=where, remedy=remedy, columns=columns, places=range(len(x)))
 
 
 def column_name(column: int, columns: Columns) -> str:
@@ -204,10 +236,10 @@ def column_name(column: int, columns: Columns) -> str:
     return name if name.isdecimal() else repr(name)
 
 
-def _refuse(bad: Tensor, x: Tensor, *, name: str, where: str, remedy: str, columns: Columns) -> None:
+def _refuse(bad: Tensor, x: Tensor, name: str, *, where: str, remedy: str, columns: Columns, places: Places) -> None:
     """Raise a UserError about the first value of `x` that is `bad`, if there is one."""
     if bad.any():
         row, *event = bad.nonzero()[0].tolist()
         column = column_name(event[0], columns) if len(event) == 1 else tuple(event)
         value = x[(row, *event)].item()
-        raise UserError(f"{name}: row {row}{where} holds {value} in column {column}; {remedy}.")
+        raise UserError(f"{name}: row {places[row]}{where} holds {value} in column {column}; {remedy}.")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from experiment.data.dataset import Dataset, check_finite, column_name, split_rows
 from experiment.data.spread import spread
-from experiment.data.table_files import Columns, Text, read_csv, read_npy, read_npz, read_parquet
+from experiment.data.table_files import Choose, Columns, Text, read_csv, read_npy, read_npz, read_parquet
 from experiment.errors import UserError
 from experiment.messages import did_you_mean
 
@@ -86,16 +86,27 @@ def read_table(
     """
     found = read_columns(path, columns=columns, drop=drop)
     names = tuple(name for name, _ in found)
+    return names, stacked(path, found, missing=missing)[0]
+
+
+def stacked(path: Path, found: Columns, *, missing: Missing, first_row: int = 0) -> tuple[Array, Array]:
+    """Rows (rows, columns) in float64 of columns that begin at a row of a file, and the places of the rows there.
+
+    Raises:
+        UserError: a column of something else than numbers; with missing = "error", a row that lacks a value.
+    """
     x = np.stack([_numbers(path, *column) for column in found], 1, dtype=np.float64)
-    if missing == "drop":
-        x = x[~np.isnan(x).any(1)]
-    elif missing == "error" and (gaps := np.argwhere(np.isnan(x))).size:
-        row, column = gaps[0].tolist()
+    gaps = np.isnan(x)
+    if missing == "error" and gaps.any():
+        row, column = np.argwhere(gaps)[0].tolist()
+        title = column_name(0, (found[column][0],))
         raise UserError(
-            f"{path}: row {row} has no value in column {column_name(column, names)}; fill it in, or leave out such "
-            'rows with missing = "drop".'
+            f"{path}: row {first_row + row} has no value in column {title}; fill it in, or leave out such rows with "
+            'missing = "drop".'
         )
-    return names, x
+    places = np.arange(first_row, first_row + len(x))
+    kept = ~gaps.any(1) if missing == "drop" else slice(None)
+    return x[kept], places[kept]
 
 
 def read_columns(path: Path, *, columns: Sequence[str | int] = (), drop: Sequence[str | int] = ()) -> Columns:
@@ -103,8 +114,12 @@ def read_columns(path: Path, *, columns: Sequence[str | int] = (), drop: Sequenc
     suffix = suffix_of(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the path of one that ends in {', '.join(READERS)}.")
-    choose = partial(_choose, columns=[str(c) for c in columns], drop=[str(c) for c in drop], path=path)
-    return READERS[suffix](path, choose)
+    return READERS[suffix](path, chooser(path, columns=columns, drop=drop))
+
+
+def chooser(path: Path, *, columns: Sequence[str | int] = (), drop: Sequence[str | int] = ()) -> Choose:
+    """Finds the places of the columns that are wanted among the names of all."""
+    return partial(_choose, columns=[str(c) for c in columns], drop=[str(c) for c in drop], path=path)
 
 
 def _numbers(path: Path, name: str, column: Array | Text) -> Array:

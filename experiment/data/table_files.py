@@ -47,9 +47,7 @@ def read_npy(path: Path, choose: Choose) -> Columns:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: this is not an array of plain numbers; write it with numpy.save.") from error
-    if array.dtype.names and array.ndim == 1:
-        return _from_columns({name: array[name] for name in array.dtype.names}, choose)
-    return _from_matrix(path, array, choose)
+    return from_array(path, array, choose)
 
 
 def read_npz(path: Path, choose: Choose) -> Columns:
@@ -75,13 +73,18 @@ def read_parquet(path: Path, choose: Choose) -> Columns:
         with parquet.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
             wanted = [names[place] for place in choose(names)]
-            table = file.read(columns=wanted)
+            return from_arrow(file.read(columns=wanted), wanted)
     except arrow.ArrowException as error:
         raise UserError(f"{path}: this is no readable .parquet file ({str(error).splitlines()[0]}).") from error
+
+
+def from_arrow(table: Any, names: Sequence[str]) -> Columns:
+    """These columns of a table or batch of pyarrow."""
+    types = optional("pyarrow", purpose="a .parquet file").types
     columns: Columns = []
-    for name in wanted:
+    for name in names:
         kind, values = table.schema.field(name).type, table.column(name)
-        if arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or values.null_count == len(values):
+        if types.is_integer(kind) or types.is_floating(kind) or values.null_count == len(values):
             columns.append((name, values.cast("float64", safe=False).to_numpy(zero_copy_only=False)))
         else:
             columns.append((name, Text(values.drop_null()[0].as_py())))
@@ -177,6 +180,13 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def from_array(path: Path, array: Array, choose: Choose) -> Columns:
+    """Columns of a 2-D array of real numbers, or of a 1-D array of records with names."""
+    if array.dtype.names and array.ndim == 1:
+        return _from_columns({name: array[name] for name in array.dtype.names}, choose)
+    return _from_matrix(path, array, choose)
 
 
 def _from_matrix(path: Path, array: Array, choose: Choose) -> Columns:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from experiment.data.download import official, read_members
 from experiment.data.frames import read_frame
 from experiment.data.optional import optional
 from experiment.errors import UserError
-from experiment.files import write_rows
+from experiment.files import map_rows, write_rows
 
 Array = NDArray[Any]
 Splits = tuple[Array, Array, Array]
@@ -108,13 +107,9 @@ def _check_shape(shape: tuple[int, ...], name: str, split: str, *, where: str) -
 
 
 def _mapped(path: Path, name: str) -> Tensor:
-    """Rows of a file, read when they are needed; what is written to them stays in memory."""
-    try:
-        rows = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {path.parent} to prepare it again.") from error
-    _check_shape(rows.shape, name, path.stem, where=str(path))
-    return torch.from_numpy(rows)
+    rows = map_rows(path)
+    _check_shape(tuple(rows.shape), name, path.stem, where=str(path))
+    return rows
 
 
 def _cut(x: Array) -> Splits:

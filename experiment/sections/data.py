@@ -110,7 +110,10 @@ class UCISmallData(Section):
 
 
 class TableData(Section):
-    """Rows of numbers from a .csv, .csv.gz, .npy, .npz or .parquet file under the data root."""
+    """Rows of numbers from a .csv, .csv.gz, .npy, .npz or .parquet file under the data root, or from many.
+
+    Those that are `mapped` may be more than memory holds, and so may those of a folder or pattern: .npy or .parquet.
+    """
 
     kind: Literal["table"]
     path: str
@@ -119,8 +122,9 @@ class TableData(Section):
     missing: Literal["error", "drop"] = "error"
     duplicates: Literal["keep", "drop"] = "keep"
     noise: StrictBool = False
-    validation: Fraction = 0.1
-    test: Fraction = 0.1
+    mapped: StrictBool = False
+    validation: Fraction | Count = 0.1
+    test: Fraction | Count = 0.1
     seed: Seed = 0
 
 

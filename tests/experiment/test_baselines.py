@@ -12,6 +12,7 @@ from core.kernel_density import KernelDensity
 from experiment import evaluate, load_run, train
 from experiment.baselines import bandwidth, build_baseline, fitted_count
 from experiment.config import parse_config
+from experiment.data import dataset
 from experiment.run import load_best
 from experiment.sections.baselines import GaussianMixtureModel, GaussianModel, KernelDensityModel
 
@@ -34,6 +35,17 @@ def test_the_gaussian_has_the_mean_and_covariance_of_its_rows() -> None:
     model = build_baseline(GaussianModel(kind="gaussian"), (3,), MIXED)
     expected = stats.multivariate_normal(MIXED.mean(0), np.cov(MIXED.numpy(), rowvar=False, bias=True)).logpdf(MIXED)
     np.testing.assert_allclose(model.log_prob(MIXED).numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("values", [1, 10, 2**22])
+def test_rows_that_come_in_parts_have_one_mean_and_covariance(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
+    """Single rows, groups of three, and all at once; prepared as they come, and far from zero."""
+    monkeypatch.setattr(dataset, "VALUES", values)
+    model = build_baseline(GaussianModel(kind="gaussian"), (3,), MIXED, prepare=lambda x: 3 * x + 1e5)
+    x = 3 * MIXED + 1e5
+    torch.testing.assert_close(model.means[0], x.mean(0))
+    expected = stats.multivariate_normal(x.mean(0), np.cov(x.numpy(), rowvar=False, bias=True)).logpdf(x)
+    np.testing.assert_allclose(model.log_prob(x).numpy(), expected, atol=1e-3)
 
 
 def test_the_mixture_finds_clusters_of_their_own_shapes() -> None:

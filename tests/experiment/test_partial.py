@@ -1,10 +1,21 @@
 """An evaluation that is killed goes on behind the batches that it had done."""
 
+import json
+
 import numpy as np
 import pytest
 
-from experiment import partial
+from discrete import Flow
+from experiment import evaluate, partial, train
+from experiment.config import parse_config
 from experiment.partial import Partial
+
+CONFIG = {
+    "data": {"kind": "digits"},
+    "preprocessing": {"kind": "logit"},
+    "model": {"kind": "nice", "hidden": [8]},
+    "train": {"steps": 2, "batch_size": 32},
+}
 
 
 @pytest.fixture
@@ -48,3 +59,40 @@ def test_nothing_is_written_before_its_time_or_without_a_place(tmp_path, at_once
     monkeypatch.setattr(partial, "SECONDS", 60.0)
     kept.keep(found())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_stopped_evaluation_goes_on_to_the_same_numbers(tmp_path, at_once, monkeypatch, draws):
+    """Batches that were done are not done again, and the arrays are equal to the bit."""
+    monkeypatch.setattr("experiment.batches.BATCH_ROWS", 50)
+    run = train(parse_config(CONFIG, source="test"), tmp_path / "run", threads=1)
+    calls, stop, estimate = [], [None], Flow.estimate_log_prob
+
+    def counted(self, *args, **options):
+        calls.append(args)
+        if len(calls) == stop[0]:
+            raise KeyboardInterrupt
+        return estimate(self, *args, **options)
+
+    monkeypatch.setattr(Flow, "estimate_log_prob", counted)
+    evaluate(run.path, draws=draws, threads=1)
+    whole, summary, count = arrays(run), json.loads((run.path / "evaluation.json").read_text()), len(calls)
+    for name in ("evaluation.npz", "evaluation.json"):
+        (run.path / name).unlink()
+    calls.clear()
+    stop[0] = 7  # a batch is two calls, of the flow and of its base
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run.path, draws=draws, threads=1)
+    assert (run.path / "evaluation-0.part").exists()
+    evaluate(run.path, draws=draws, threads=1)
+    assert len(calls) - 7 == count - 6  # three batches were kept
+    assert not (run.path / "evaluation-0.part").exists()
+    for name, values in arrays(run).items():
+        np.testing.assert_array_equal(values, whole[name])
+    again = json.loads((run.path / "evaluation.json").read_text())
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def arrays(run):
+    with np.load(run.path / "evaluation.npz") as found:
+        return dict(found)
