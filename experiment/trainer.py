@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from core import DensityModel
 from discrete import BatchNorm, set_batch_statistics
+from experiment.batches import InTurn
 from experiment.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
@@ -19,9 +19,9 @@ from experiment.errors import UserError
 from experiment.order import MOST_HELD, Order, drawn_order
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
+from experiment.watch import NOT_FOUND, Watch, origin
 
 VALIDATION_SEED = 20_000_000
-VALIDATION_BATCH = 2000
 STATISTICS_SEED = 30_000_000
 
 
@@ -35,6 +35,7 @@ class Progress:
         best_step: the step it came from.
         stale: validations since then.
         seconds: training time so far.
+        skipped: steps left out because their loss or gradient was not finite.
         finished: whether the last step is done or patience ran out.
     """
 
@@ -43,6 +44,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     seconds: float = 0.0
+    skipped: int = 0
     finished: bool = False
 
 
@@ -86,16 +88,17 @@ class Trainer:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.progress = Progress(seconds=time.monotonic() - started)
+        self.watch = Watch(device, most=config.train.bad_steps)
         self._epoch = -1
         self._order: Order = torch.empty(0)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss and the gradient norm stay on the device."""
+        """One optimiser step, left out where it is not finite; the loss and the gradient norm stay on the device."""
         train = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
-        rows, context = self._batch()
+        rows, context = self._batch(self.progress.step)
         try:
             loss = self.built.objective(rows, context, generator=self.generator)
         except ValueError as error:
@@ -103,6 +106,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
+        # The fused optimiser leaves parameters and moments alone where this is 1: the host need not know.
+        self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).to(norm)
         self.optimizer.step()
         self.ema.update(self.built)
         self.progress.step += 1
@@ -118,12 +123,12 @@ class Trainer:
         normalized = any(isinstance(module, BatchNorm) for module in model.modules())
         if normalized and self.parameters and isinstance(model, DensityModel):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
-            batches = _Batches(self.train_rows, self.train_context, self.device)
+            batches = InTurn(self.train_rows, self.train_context, self.device)
             set_batch_statistics(model, batches, generator=noise)
         objective = self.ema.built.objective.eval()
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
         draws = self.config.train.validation_draws
-        batches = _Batches(self.validation_rows, self.validation_context, self.device, draws=draws)
+        batches = InTurn(self.validation_rows, self.validation_context, self.device, draws=draws)
         total = sum(objective(*batch, generator=generator) * len(batch[0]) for batch in batches)
         return float(total / (draws * len(self.validation_rows)))
 
@@ -136,6 +141,7 @@ class Trainer:
             "ema": self.ema.built.model.state_dict(),
             "ema_updates": self.ema.updates,
             "objective": self._objective_state(),
+            "watch": self.watch.state(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -151,6 +157,8 @@ class Trainer:
         # What the checkpoint does not name comes from the model, which has just been loaded, or is as it was built.
         objective = self.built.objective
         objective.load_state_dict({**objective.state_dict(), **state.get("objective", {})})
+        if "watch" in state:  # not in checkpoints of before
+            self.watch.load_state(state["watch"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_rng"].cpu())
@@ -163,10 +171,24 @@ class Trainer:
         own = self.built.objective.state_dict(keep_vars=True).items()
         return {name: value.detach() for name, value in own if id(value) not in model}
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """Rows of the next step and their context: the order of an epoch depends on seed and epoch alone."""
+    def trace(self, step: int) -> str:
+        """Where the first value that is not finite arose in a step that was left out, the parameters being as then."""
+        noise = torch.Generator(self.device).manual_seed(self.config.seed)
+        return origin(self.built.objective.train(), *self._batch(step - 1), generator=noise)
+
+    def trace_validation(self) -> str:
+        """As `trace`, in validation."""
+        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        objective, found = self.ema.built.objective.eval(), NOT_FOUND
+        for rows, *context in InTurn(self.validation_rows, self.validation_context, self.device):
+            if found == NOT_FOUND:
+                found = origin(objective, rows, context[0] if context else None, generator=generator)
+        return found
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a step, counted from 0, and their context: the order of an epoch depends on seed and epoch alone."""
         size = min(self.config.train.batch_size, len(self.train_rows))
-        epoch, index = divmod(self.progress.step, len(self.train_rows) // size)
+        epoch, index = divmod(step, len(self.train_rows) // size)
         if epoch != self._epoch:
             seed = (self.config.seed + 1_000_003 * (epoch + 1)) % 2**63
             most_held = MOST_HELD if self.dataset.streamed else math.inf
@@ -176,24 +198,6 @@ class Trainer:
         chosen = self._order[index * size : (index + 1) * size]
         context = None if self.train_context is None else self.train_context[chosen]
         return self.train_rows[chosen].to(self.device), context
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Rows and, where there are contexts, those, `draws` times in turn, some at a time on the device."""
-
-    rows: Tensor
-    context: Tensor | None
-    device: torch.device
-    draws: int = 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        parts = (self.rows,) if self.context is None else (self.rows, self.context)
-        rows = len(self.rows)
-        for start in range(0, self.draws * rows, VALIDATION_BATCH):
-            end = min(start + VALIDATION_BATCH, self.draws * rows)
-            places = torch.arange(start, end, device=self.rows.device) % rows
-            yield tuple(part[places].to(self.device) for part in parts)
 
 
 def learning_rate(step: int, train: Train) -> float:

@@ -12,10 +12,10 @@ import torch
 
 from experiment import evaluate, trainer
 from experiment.builder import load_data
+from experiment.checkpoint import load_checkpoint
 from experiment.config import Config, parse_config
 from experiment.engine import train
 from experiment.evaluation import saved_log_prob
-from experiment.files import load_checkpoint
 from experiment.order import FeistelOrder
 from experiment.run import Run
 from experiment.trainer import Trainer
@@ -70,8 +70,7 @@ def batches(asked: Config, root: Path, steps: int, *, first: int = 0) -> list[li
     made = Trainer(asked, load_data(asked.data, root), device=torch.device("cpu"))
     found = []
     for step in range(first, steps):
-        made.progress.step = step
-        found.append(made._batch()[0].tolist())
+        found.append(made._batch(step)[0].tolist())
     return found
 
 
@@ -95,7 +94,7 @@ def test_rows_in_memory_keep_their_order_however_many_they_are(root: Path, monke
     monkeypatch.setattr(trainer, "MOST_HELD", 50)
     for path, kind in (("whole.npy", torch.Tensor), ("events", FeistelOrder)):
         made = Trainer(config(path), load_data(config(path).data, root), device=torch.device("cpu"))
-        made._batch()
+        made._batch(0)
         assert isinstance(made._order, kind)
     order = torch.randperm(160, generator=torch.Generator().manual_seed(1_000_003))
     data = load_data(config("whole.npy").data, root)
