@@ -1,7 +1,8 @@
-"""Test rows in batches, with the same noise for every model."""
+"""Rows in batches that go to the device one by one; of test rows with the same noise for every model."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from core.density import Context
 # The noise of a draw follows from these two: with other batches every model would see other noise.
 NOISE_SEED = 10_000_000
 BATCH_ROWS = 1000
+IN_TURN_ROWS = 2000
 
 
 class Batch(NamedTuple):
@@ -51,3 +53,28 @@ def batch_at(
     generator = torch.Generator(device).manual_seed(NOISE_SEED + draw * batch_count(x) + place)
     of_part = None if context is None else context[part].to(device)
     return Batch(start, x[part].to(device), of_part, generator)
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Rows and, where there are contexts, those, `draws` times in turn, each batch on the device; as often as wanted.
+
+    Attributes:
+        rows: `(rows, *event)`, on any device.
+        context: `(rows, features)`, or None.
+        device: where batches go.
+        draws: how often each row comes; a batch may hold the end of one turn and the beginning of the next.
+    """
+
+    rows: Tensor
+    context: Context
+    device: torch.device
+    draws: int = 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        parts = (self.rows,) if self.context is None else (self.rows, self.context)
+        rows = len(self.rows)
+        for start in range(0, self.draws * rows, IN_TURN_ROWS):
+            end = min(start + IN_TURN_ROWS, self.draws * rows)
+            places = torch.arange(start, end, device=self.rows.device) % rows
+            yield tuple(part[places].to(self.device) for part in parts)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from experiment.errors import UserError
@@ -67,14 +66,14 @@ def write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]
             file.write(np.ascontiguousarray(rows).data)
 
 
-def map_rows(path: Path) -> torch.Tensor:
+def map_rows(path: Path) -> NDArray[Any]:
     """Rows of a `.npy` file, read when they are needed; what is written to them stays in memory.
 
     Raises:
         UserError: no such file, or one that is no array or not whole.
     """
     try:
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        return np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete {path.parent} to prepare it again.") from error
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from core import DensityModel
 from discrete import BatchNorm, set_batch_statistics
+from experiment.batches import InTurn
 from experiment.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
@@ -22,10 +22,9 @@ from experiment.ranks import ALONE, Ranks
 from experiment.replicas import reduction, replicated
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
-from experiment.watch import Watch, origin
+from experiment.watch import NOT_FOUND, Watch, origin
 
 VALIDATION_SEED = 20_000_000
-VALIDATION_BATCH = 2000
 STATISTICS_SEED = 30_000_000
 
 
@@ -165,12 +164,12 @@ class Trainer:
         normalized = any(isinstance(module, BatchNorm) for module in model.modules())
         if normalized and self.parameters and isinstance(model, DensityModel):
             noise = torch.Generator(self.device).manual_seed(STATISTICS_SEED)
-            batches = _Batches(self.train_rows, self.train_context, self.device)
+            batches = InTurn(self.train_rows, self.train_context, self.device)
             set_batch_statistics(model, batches, generator=noise)
         objective = self.ema.built.objective.eval()
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
         draws = self.config.train.validation_draws
-        batches = _Batches(self.validation_rows, self.validation_context, self.device, draws=draws)
+        batches = InTurn(self.validation_rows, self.validation_context, self.device, draws=draws)
         total = sum(objective(*batch, generator=generator) * len(batch[0]) for batch in batches)
         return float(total / (draws * len(self.validation_rows)))
 
@@ -222,10 +221,12 @@ class Trainer:
 
     def trace_validation(self) -> str:
         """As `trace`, in validation."""
-        noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
-        batches = _Batches(self.validation_rows, self.validation_context, self.device)
-        rows, *context = next(iter(batches))
-        return origin(self.ema.built.objective.eval(), rows, context[0] if context else None, generator=noise)
+        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        objective, found = self.ema.built.objective.eval(), NOT_FOUND
+        for rows, *context in InTurn(self.validation_rows, self.validation_context, self.device):
+            if found == NOT_FOUND:
+                found = origin(objective, rows, context[0] if context else None, generator=generator)
+        return found
 
     def _batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor | None]:
         """Rows of a part of a step, counted from 0, and their context; an epoch's order depends on seed and epoch."""
@@ -240,24 +241,6 @@ class Trainer:
         chosen = self._order[index * size : (index + 1) * size]
         context = None if self.train_context is None else self.train_context[chosen]
         return self.train_rows[chosen].to(self.device), context
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Rows and, where there are contexts, those, `draws` times in turn, some at a time on the device."""
-
-    rows: Tensor
-    context: Tensor | None
-    device: torch.device
-    draws: int = 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        parts = (self.rows,) if self.context is None else (self.rows, self.context)
-        rows = len(self.rows)
-        for start in range(0, self.draws * rows, VALIDATION_BATCH):
-            end = min(start + VALIDATION_BATCH, self.draws * rows)
-            places = torch.arange(start, end, device=self.rows.device) % rows
-            yield tuple(part[places].to(self.device) for part in parts)
 
 
 def learning_rate(step: int, train: Train) -> float:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from core.density import Context
 from experiment.errors import NumericalError
 
+NOT_FOUND = "not found again with other noise"
+
 
 class Watch:
     """Loss and gradient norm of steps since they were read, and which were not finite, kept on the device until then.
@@ -102,7 +104,7 @@ def origin(objective: nn.Module, batch: Tensor, context: Context, **options: Any
     bad = (name for name, p in objective.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
     found += [f"first in the gradient of {name}" for name in bad]
     objective.zero_grad(set_to_none=True)
-    return found[0] if found else "not found again with other noise"
+    return found[0] if found else NOT_FOUND
 
 
 def _reporter(name: str, rows: int, found: list[str]) -> Callable[..., None]:

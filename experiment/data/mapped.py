@@ -69,7 +69,7 @@ def mapped_table(
     folder = path.parent / f"mapped-{_key(source, validation, test, seed)}"
     if not folder.exists():
         _prepare(folder, source, sizes, seed)
-    train, held_out, tested = (map_rows(folder / f"{split}.npy") for split in SPLITS)
+    train, held_out, tested = (torch.from_numpy(map_rows(folder / f"{split}.npy")) for split in SPLITS)
     name = path.name if path.is_dir() else path.name[: -len(path.suffix)]
     names = tuple(read_json(folder / "columns.json"))
     return Dataset(name, train, held_out, tested, columns=names, streamed=True)

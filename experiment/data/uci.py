@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -108,8 +109,8 @@ def _check_shape(shape: tuple[int, ...], name: str, split: str, *, where: str) -
 
 def _mapped(path: Path, name: str) -> Tensor:
     rows = map_rows(path)
-    _check_shape(tuple(rows.shape), name, path.stem, where=str(path))
-    return rows
+    _check_shape(rows.shape, name, path.stem, where=str(path))
+    return torch.from_numpy(rows)
 
 
 def _cut(x: Array) -> Splits:
