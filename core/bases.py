@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.density import Context, ExactDensity, Nats, Values
+from core.precision import check_same_dtype
 from core.rng import Rng, for_all_rows, rand, randn
 from core.shapes import align, as_float, fold_batch, sum_event
 
@@ -247,6 +248,7 @@ class GaussianMixture(Base):
 
     def _whiten(self, x: Tensor, scale: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Q_kᵀ(x - scale μ_k), `(rows, components, features)`, and the variances scale² λ_k + std² beside them."""
+        check_same_dtype(x, self.means, owner="GaussianMixture")
         x = x.unsqueeze(1)
         scale, std = align(scale, x), align(std, x)
         centred = torch.einsum("kdj,rkd->rkj", self.eigenvectors, x - scale * self.means)
