@@ -33,17 +33,6 @@ def check_floating(x: Tensor, *, owner: str, name: str = "x") -> None:
         raise ValueError(f"{owner} takes float32 or float64, but {name} is {_name(x.dtype)}{hint}.")
 
 
-def check_same_dtype(x: Tensor, like: Tensor, *, owner: str, name: str = "x") -> None:
-    """Refuses what a model cannot multiply by its weights.
-
-    Raises:
-        ValueError: `x` is neither float32 nor float64, or not in the dtype of `like`.
-    """
-    check_floating(x, owner=owner, name=name)
-    if x.dtype != like.dtype:
-        raise ValueError(f"{owner} is in {_name(like.dtype)}, but {name} is {_name(x.dtype)}.")
-
-
 def check_inputs(module: nn.Module, *, owner: str, **given: Tensor | None) -> None:
     """Refuses events or a context, by their names, that are not in the dtype of a module's parameters and buffers.
 
@@ -53,10 +42,12 @@ def check_inputs(module: nn.Module, *, owner: str, **given: Tensor | None) -> No
         ValueError: one that is neither float32 nor float64, or in another dtype than the module.
     """
     weights = (t for t in chain(module.parameters(), module.buffers()) if t.ndim and t.is_floating_point())
-    weight = next(weights, None)
+    dtype = next((weight.dtype for weight in weights), None)
     for name, value in given.items():
         if value is not None:
-            check_same_dtype(value, value if weight is None else weight, owner=owner, name=name)
+            check_floating(value, owner=owner, name=name)
+            if dtype not in (None, value.dtype):
+                raise ValueError(f"{owner} is in {_name(dtype)}, but {name} is {_name(value.dtype)}.")
 
 
 def whole_numbers(x: Tensor, *, like: Tensor, owner: str) -> Tensor:
@@ -99,5 +90,5 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
