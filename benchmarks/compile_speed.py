@@ -1,4 +1,4 @@
-"""`torch.compile` and bfloat16 beside float32 as it comes: time, what the compiler takes, and what is lost in nats."""
+"""`torch.compile` beside the same as it comes: time, what the compiler takes, and what is lost in nats."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.flow_peers import Rival, ratio, seconds
 from benchmarks.peers import TASKS, prepare
 from discrete import MAF, NSF, Flow, GaussianizationFlow, Glow, RealNVP
-from discrete.bijections.reflections import HouseholderMatrix
 
 D, WIDTH, LAYERS, ROWS, IMAGES, BUDGET, STD = 64, (256, 256), 5, 1024, 64, 8.0, 0.02
 KINDS: dict[str, Callable[[], Flow]] = {
@@ -41,7 +39,7 @@ def _row(name: str, task: str) -> Row:
     with torch.no_grad():
         for p in flow.parameters():
             p += STD * torch.randn(p.shape)
-    densities = {"eager": flow.log_prob, **_densities(flow)}
+    densities = {"eager": flow.log_prob, "compiled": torch.compile(flow.log_prob)}
     runs = {k: TASKS[task](Rival(flow, d, lambda rows: flow.sample((rows,))), x) for k, d in densities.items()}
     begun = time.perf_counter()
     runs["compiled"]()
@@ -57,27 +55,6 @@ def _row(name: str, task: str) -> Row:
         "ms": {kind: 1e3 * median(times) for kind, times in taken.items()},
         "compiled_faster": compiled,
         "compiled_faster_quartiles": compiled_quartiles,
-        **_half(taken),
         "compiling_s": compiling,
         "lost_nats": lost,
     }
-
-
-def _half(taken: dict[str, list[float]]) -> Row:
-    if "bfloat16" not in taken:
-        return {}
-    faster, quartiles = ratio(taken["eager"], taken["bfloat16"])
-    return {"bfloat16_faster": faster, "bfloat16_faster_quartiles": quartiles}
-
-
-def _densities(flow: Flow) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Compiled, and in bfloat16 but where a solve with triangles has none."""
-    compiled = torch.compile(flow.log_prob)
-    if any(isinstance(part, HouseholderMatrix) for part in flow.modules()):
-        return {"compiled": compiled}
-
-    def half(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return flow.log_prob(x)
-
-    return {"compiled": compiled, "bfloat16": half}

@@ -10,10 +10,12 @@ from cflows.sde import SDE, Score
 from cflows.truncation import truncation
 from core.density import DensityModel, LikelihoodEstimate
 from core.divergence import Divergence
+from core.precision import check_floating, outside_autocast
 from core.rng import Rng
 from core.shapes import fold_batch
 
 
+@outside_autocast
 def probability_flow_log_prob(
     score: Score,
     sde: SDE,
@@ -73,6 +75,7 @@ def probability_flow_log_prob(
         -1.8379
     """
     check_start(t_min)
+    check_floating(x, owner="probability_flow_log_prob")
     prior = sde.prior(x.shape[1:]).to(x) if base is None else base
     rows, batch_shape = fold_batch(x, prior.event_shape, owner="probability_flow_log_prob")
     divergence = default_divergence(prior.event_shape.numel()) if divergence is None else divergence

@@ -5,11 +5,13 @@ from cflows.ode.log_prob import Events, check_start, default_divergence
 from cflows.sde import SDE, Score
 from core.density import DensityModel, LikelihoodEstimate
 from core.divergence import Divergence
+from core.precision import check_floating, outside_autocast
 from core.rng import Rng, rand, randn
 from core.shapes import align, fold_batch, sum_event
 
 
 @torch.no_grad()
+@outside_autocast
 def score_flow_bound(
     score: Score,
     sde: SDE,
@@ -61,6 +63,7 @@ def score_flow_bound(
     check_start(t_min)
     if samples < 1 or t_min == 0:
         raise ValueError(f"score_flow_bound needs 1 sample or more and t_min above 0, but has {samples=} and {t_min=}.")
+    check_floating(x, owner="score_flow_bound")
     prior = sde.prior(x.shape[1:]).to(x) if base is None else base
     rows, batch_shape = fold_batch(x, prior.event_shape, owner="score_flow_bound")
     divergence = default_divergence(prior.event_shape.numel()) if divergence is None else divergence

@@ -239,7 +239,8 @@ class GaussianMixture(Base):
         """Score ∇ log p of scale·x₀ + std·ε at `x`: -Σ_k r_k (scale² C_k + std² I)⁻¹ (x - scale μ_k)."""
         whitened, variances = self._whiten(x, scale, std)
         r = torch.softmax(self._joint(whitened, variances), -1).unsqueeze(-1)
-        return -torch.einsum("kdj,rkj->rd", self.eigenvectors, r * whitened / variances)
+        pull = r * whitened / variances
+        return -torch.einsum("kdj,rkj->rd", self.eigenvectors.to(pull), pull)
 
     def score(self, x: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
         """Score ∇ log p(x)."""
@@ -249,7 +250,8 @@ class GaussianMixture(Base):
         """Q_kᵀ(x - scale μ_k), `(rows, components, features)`, and the variances scale² λ_k + std² beside them."""
         x = x.unsqueeze(1)
         scale, std = align(scale, x), align(std, x)
-        centred = torch.einsum("kdj,rkd->rkj", self.eigenvectors, x - scale * self.means)
+        centred = x - scale * self.means
+        centred = torch.einsum("kdj,rkd->rkj", self.eigenvectors.to(centred), centred)
         return centred, scale.square() * self.eigenvalues + std.square()
 
     def _joint(self, whitened: Tensor, variances: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from core.precision import guard, outside_autocast
 from core.rng import Rng
 from core.shapes import as_event_shape
 
@@ -18,6 +19,19 @@ Kind = Literal["exact", "estimate", "bound"]
 Values = Shaped[Tensor, "..."]  # (*batch, *event)
 Nats = Float[Tensor, "..."]  # (*batch,)
 Context = Float[Tensor, "*b features"] | None
+
+# What a model computes in full precision, wherever it is called.
+CALLS = (
+    "log_prob",
+    "estimate_log_prob",
+    "conditional_log_prob",
+    "log_density",
+    "log_joint",
+    "sample",
+    "rsample_and_log_prob",
+    "encode",
+    "decode",
+)
 
 
 def weakest(*kinds: Kind) -> Kind:
@@ -73,11 +87,17 @@ class LikelihoodEstimate:
 class GenerativeModel(nn.Module, abc.ABC):
     """A law over `event_shape` that is sampled; its density may be out of reach.
 
+    Draws and densities are those of full precision: autocast does not reach into them.
+
     Args:
         event_shape: shape of one event; an int is a vector.
     """
 
     anchor: Tensor
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        guard(cls, CALLS, outside_autocast)
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()

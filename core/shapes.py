@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
+from core.precision import check_floating
+
 
 def as_float(value: Tensor | float) -> Tensor:
     """A floating-point tensor: whole numbers take torch's default dtype, tensors of floats keep theirs.
@@ -99,8 +101,9 @@ def fold_batch(x: Tensor, event_shape: torch.Size, *, owner: str) -> tuple[Tenso
         The folded values `(rows, *event)`, and the batch shape.
 
     Raises:
-        ValueError: the trailing dimensions of `x` are not `event_shape`.
+        ValueError: the trailing dimensions of `x` are not `event_shape`, or it is neither float32 nor float64.
     """
+    check_floating(x, owner=owner)
     split = x.ndim - len(event_shape)
     if split < 0 or x.shape[split:] != event_shape:
         raise ValueError(f"{owner} takes events of shape {tuple(event_shape)}, but x has shape {tuple(x.shape)}.")
@@ -112,10 +115,12 @@ def fold_context(context: Tensor | None, batch_shape: torch.Size) -> Tensor | No
     """Broadcasts `(*b, features)` to `(*batch, features)` and folds it to `(rows, features)`.
 
     Raises:
-        ValueError: the leading dimensions of `context` do not broadcast to `batch_shape`.
+        ValueError: the leading dimensions of `context` do not broadcast to `batch_shape`, or it is neither float32 nor
+            float64.
     """
     if context is None:
         return None
+    check_floating(context, owner="a model", name="its context")
     features = context.shape[-1]
     try:
         return context.expand(*batch_shape, features).reshape(math.prod(batch_shape), features)

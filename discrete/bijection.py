@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from core.density import Kind, weakest
+from core.precision import FULL, check_floating, check_inputs, guard, outside_autocast
 from core.rng import Rng
 from core.shapes import as_event_shape
 
@@ -47,7 +48,7 @@ class Bijection(nn.Module, abc.ABC):
     """An invertible map z = f(x) between events, data to noise.
 
     Both directions return the log-determinant of the map just called, always `(rows,)`, so that the two are each
-    other's negative at the same point. Rows never mix.
+    other's negative at the same point. Rows never mix. Both compute in the dtype of the rows, autocast or not.
 
     Args:
         event_shape: shape of one event x on the data side; an int is a vector.
@@ -56,6 +57,11 @@ class Bijection(nn.Module, abc.ABC):
 
     forward_direction: Direction = Direction()
     inverse_direction: Direction = Direction()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        guard(cls, ["forward"], partial(_in_full, events="x"))
+        guard(cls, ["inverse"], partial(_in_full, events="z"))
 
     def __init__(self, event_shape: int | Sequence[int], *, latent_shape: int | Sequence[int] | None = None) -> None:
         super().__init__()
@@ -72,6 +78,26 @@ class Bijection(nn.Module, abc.ABC):
 
 
 Mapping = Callable[..., Mapped]  # one direction of a bijection
+
+
+def _in_full(mapping: Callable[..., Any], *, events: str) -> Callable[..., Any]:
+    """The mapping outside of autocast, of events in float32 or float64; a surjection takes whole numbers as well."""
+
+    @wraps(mapping)
+    def checked(self: Any, *args: Any, **keywords: Any) -> Any:
+        x = args[0] if args else keywords[events]
+        if x.dtype not in FULL and self.forward_direction.kind != "bound":
+            check_floating(x, owner=type(self).__name__, name=events)
+        try:
+            return mapping(self, *args, **keywords)
+        except (RuntimeError, TypeError):
+            # What torch says of a layer in float32 and rows in float64 names neither.
+            if x.dtype in FULL:
+                context = keywords.get("context", args[1] if len(args) > 1 else None)
+                check_inputs(self, owner=type(self).__name__, **{events: x, "context": context})
+            raise
+
+    return outside_autocast(checked)
 
 
 def chain(mappings: Iterable[Mapping], x: Tensor, context: Tensor | None, *, generator: Rng = None) -> Mapped:

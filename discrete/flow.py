@@ -9,6 +9,7 @@ from torch.distributions import Distribution, constraints
 
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.latents import LatentModel, sample_base
+from core.precision import whole_numbers
 from core.rng import Rng, RowGenerators
 from core.shapes import fold_batch, fold_context
 from discrete.bijection import Bijection, Direction
@@ -172,6 +173,8 @@ class Flow(LatentModel):
         return z[: len(rows)], log_dets.mean(0), log_dets.std(0) / math.sqrt(draws)
 
     def _fold(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, torch.Size, Tensor | None]:
+        if self.bijection.forward_direction.kind == "bound":  # a surjection takes whole numbers
+            x = whole_numbers(x, like=self.anchor, owner="the flow")
         rows, batch_shape = fold_batch(x, self.event_shape, owner="the flow")
         return rows, batch_shape, fold_context(context, batch_shape)
 

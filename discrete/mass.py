@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.density import Context, ExactDensity, Nats, Values
+from core.precision import whole_numbers
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context, sum_event
 from discrete.likelihoods import Likelihood
@@ -41,8 +42,8 @@ class MassModel(ExactDensity, abc.ABC):
         Raises:
             ValueError: `x` does not end in the event shape, or `context` does not broadcast to its batch.
         """
-        rows, batch_shape = fold_batch(x, self.event_shape, owner=type(self).__name__)
-        k = rows.to(self.anchor.dtype)
+        owner = type(self).__name__
+        k, batch_shape = fold_batch(whole_numbers(x, like=self.anchor, owner=owner), self.event_shape, owner=owner)
         theta = self._theta(self.likelihood.rescale(k), fold_context(context, batch_shape))
         return self.likelihood.log_prob(k, theta).reshape(x.shape)
 

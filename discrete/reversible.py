@@ -39,8 +39,7 @@ class Reversible(Bijection):
 
     Raises:
         ValueError: no bijection, two neighbours whose shapes do not fit, or a layer that does not repeat itself.
-        RuntimeError: in training mode, autocast is on, too coarse for an inverse, or a gradient is to be differentiated
-            again.
+        RuntimeError: in training mode, a gradient is to be differentiated again.
 
     Note:
         Rounding errors of the inverses add up. At 64 steps of a trained Glow the gradient moves by 1e-6 in float32 and
@@ -94,9 +93,6 @@ def _refuse_unrepeatable(bijection: Bijection, i: int) -> None:
 
 
 def _recomputed(layers: list[Any], x: Tensor, context: Tensor | None) -> Mapped:
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        raise RuntimeError("Reversible needs full precision for its inverse, but autocast is on; use Compose.")
     parameters = {p: None for layer in layers for p in layer.parameters() if p.requires_grad}
     return _Recompute.apply(layers, x, context, *parameters)
 

@@ -1,4 +1,7 @@
-"""Puts the contracts and the cases on the path, keeps arithmetic on one thread and the global generator in place."""
+"""Puts the contracts and the cases on the path, keeps arithmetic on one thread and the global generator in place.
+
+Of hypothesis the same examples in every run; `pytest --hypothesis-profile=long` draws many new ones.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -6,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
 
 # The repository goes first: tests/core must never stand in for the package core.
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 torch.set_num_threads(1)
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.register_profile("long", deadline=None, max_examples=400, database=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

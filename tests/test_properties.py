@@ -5,16 +5,13 @@ import math
 import torch
 from cases import BIJECTIONS, DENSITIES
 from helpers import normal, rng, unit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cflows import VESDE, VPSDE, SubVPSDE
 from core import StandardNormal, bits_per_dim
 from core.density import LikelihoodEstimate
 from core.shapes import align, fold_batch, fold_context
-
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
-settings.load_profile("fixed")
 
 BATCHES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 EVENTS = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)

@@ -31,6 +31,7 @@ class Tampered(Bijection):
     def __init__(self, inner: Bijection, forward: Change = keep, inverse: Change = keep) -> None:
         super().__init__(inner.event_shape, latent_shape=inner.latent_shape)
         self.inner, self.changes = inner, (forward, inverse)
+        self.forward_direction, self.inverse_direction = inner.forward_direction, inner.inverse_direction
 
     def forward(self, x: Tensor, context: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
         return self.changes[0](x, *self.inner(x, context))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cflows.objectives.rows import mean_over_rows
 from cflows.samplers.sampler import Callback
 from core.density import Context, ExactDensity, Nats, Values
+from core.precision import whole_numbers
 from core.rng import Rng, for_all_rows, rand
 from core.shapes import as_float, fold_batch
 
@@ -143,8 +144,9 @@ class BoltzmannMachine(ExactDensity):
 
     def _rows(self, y: Values) -> tuple[Float[Tensor, "rows n"], torch.Size]:
         """Events as vectors in the dtype of the model, and the batch shape."""
-        rows, batch_shape = fold_batch(y, self.event_shape, owner=type(self).__name__)
-        return rows.flatten(1).to(self.b.dtype), batch_shape
+        owner = type(self).__name__
+        rows, batch_shape = fold_batch(whole_numbers(y, like=self.b, owner=owner), self.event_shape, owner=owner)
+        return rows.flatten(1), batch_shape
 
     def _log_densities(self) -> Float[Tensor, " states"]:
         """½ yᵀWy + bᵀy of all 2ⁿ states, in the order of `_spins`."""

@@ -14,6 +14,7 @@ from core.bases import Base, StandardNormal
 from core.density import Context, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
 from core.latents import LatentModel, sample_base
+from core.precision import check_inputs
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 
@@ -114,6 +115,7 @@ class ContinuousFlow(LatentModel, abc.ABC):
         return self._move(z, context, start=1.0, end=0.0)
 
     def _move(self, x: Tensor, context: Tensor | None, *, start: float, end: float) -> Tensor:
+        check_inputs(self, owner=type(self).__name__, x=x, context=context)
         rows, batch_shape = fold_batch(x, self.event_shape, owner=type(self).__name__)
         field = Plain(conditioned(self.velocity, fold_context(context, batch_shape)))
         return self.solver.solve(field, rows, self.solver.grid(start, end)).x.reshape(x.shape)
@@ -121,6 +123,7 @@ class ContinuousFlow(LatentModel, abc.ABC):
     def _estimate(
         self, x: Tensor, context: Tensor | None, generator: Rng, *, error_factor: float | None
     ) -> LikelihoodEstimate:
+        check_inputs(self, owner=type(self).__name__, x=x, context=context)
         rows, batch_shape = fold_batch(x, self.event_shape, owner=type(self).__name__)
         estimate = ode_log_prob(
             conditioned(self.velocity, fold_context(context, batch_shape)),

@@ -19,6 +19,7 @@ from cflows.samplers.sampler import Sampler
 from cflows.sde import SDE, VPSDE
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.divergence import Divergence
+from core.precision import check_inputs
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context
 
@@ -160,6 +161,7 @@ class ScoreSDE(DensityModel):
     def _estimate(
         self, x: Tensor, context: Tensor | None, generator: Rng, *, error_factor: float | None
     ) -> LikelihoodEstimate:
+        check_inputs(self, owner="ScoreSDE", x=x, context=context)
         rows, batch_shape = fold_batch(x, self.event_shape, owner="ScoreSDE")
         folded = fold_context(context, batch_shape)
         estimate = probability_flow_log_prob(

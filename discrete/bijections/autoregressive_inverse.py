@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.modes import evaluating
+from core.precision import outside_autocast
 from core.shapes import largest
 from discrete.bijections.inversion import Inversion, gradients, rounding, solve_densely, views
 from discrete.bijections.transformers import Transformer
@@ -16,6 +17,7 @@ InverseMode = Literal["incremental", "jacobi", "gauss_seidel", "sequential"]
 MODES = ("incremental", "jacobi", "gauss_seidel", "sequential")
 
 
+@outside_autocast
 def invert_autoregressive(
     conditioner: nn.Module,
     transformer: Transformer,
@@ -60,7 +62,7 @@ def invert_autoregressive(
         ValueError: an unknown mode, a negative tolerance, a block below 1, or z of another dtype than the network.
 
     Note:
-        Transforms of `torch.func` do not reach into the inverse, and autocast does not into the incremental one.
+        Transforms of `torch.func` do not reach into the inverse, nor does autocast.
 
     Example:
         >>> from discrete import MaskedAutoregressive

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.bases import StandardLogistic
+from core.precision import whole_numbers
 from core.rng import Rng, rand
 from core.shapes import sum_event
 from core.units import dequantization_nats
@@ -50,7 +51,7 @@ class Dequantization(Bijection):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """A random z and -D log K."""
-        k = x.to(self.levels.dtype)
+        k = whole_numbers(x, like=self.levels, owner=type(self).__name__)
         u = rand(k.shape, generator, like=k)
         return _fill(k, u, self.levels, self.bins), k.new_full((k.shape[0],), -self.log_volume)
 
@@ -116,7 +117,7 @@ class VariationalDequantization(Bijection):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """A random z and -log q(u | k) - D log K."""
-        k = x.to(self.levels.dtype)
+        k = whole_numbers(x, like=self.levels, owner=type(self).__name__)
         epsilon, log_noise = self.noise.rsample_and_log_prob((k.shape[0],), generator=generator)
         steering = 2 * k / (self.levels - 1) - 1
         both, log_det = self.couplings(torch.cat([steering, epsilon], 1), context)

@@ -13,6 +13,7 @@ from core.bases import StandardNormal
 from core.density import Context, DensityModel, LikelihoodEstimate, Nats, Values
 from core.nets import MLP
 from core.nets.gated_conv import GatedConvDecoder, GatedConvEncoder
+from core.precision import whole_numbers
 from core.rng import Rng
 from core.shapes import fold_batch, fold_context, vector_size
 from discrete.conditionals import Conditional, GaussianConditional
@@ -147,8 +148,8 @@ class VAE(DensityModel):
             ValueError: `x` does not end in the event shape, `context` does not broadcast to its batch, or a network of
                 one's own that gives another shape.
         """
-        rows, batch_shape = fold_batch(x, self.event_shape, owner="VAE")
-        rows, y = rows.to(self.anchor.dtype), fold_context(context, batch_shape)
+        rows, batch_shape = fold_batch(whole_numbers(x, like=self.anchor, owner="VAE"), self.event_shape, owner="VAE")
+        y = fold_context(context, batch_shape)
         h = self.encoder(self.likelihood.rescale(rows), y)
         # Rows first: a generator for each row must find them.
         shape = (len(rows), samples)

@@ -75,6 +75,10 @@ def IAF(
             another shape.
 
     Note:
+        A scale that is `gated` or `sigmoid` has no lower bound: the latent of a point far from all draws may be beyond
+        every float, and its log-density NaN.
+
+    Note:
         `actnorm` and `batch` take their statistics from draws, the direction in which the layers run. To fit an IAF to
         data by likelihood, which runs the other way, leave `none`: the first draw in training would move it.
 

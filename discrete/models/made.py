@@ -7,6 +7,7 @@ from torch import Tensor
 
 from core.density import Context, ExactDensity, Nats, Values
 from core.nets.masked import FeatureOrder, HiddenDegrees, MaskedMLP, MaskNumber
+from core.precision import check_inputs, whole_numbers
 from core.rng import Rng, for_all_rows
 from core.shapes import fold_batch, fold_context
 from discrete.conditionals import Conditional, GaussianConditional, MixtureConditional, draw_in_turn
@@ -108,8 +109,9 @@ class MADE(ExactDensity):
         Raises:
             ValueError: `x` does not end in the event shape, or `context` does not broadcast to its batch.
         """
-        rows, batch_shape = fold_batch(x, self.event_shape, owner="MADE")
-        rows = rows if rows.is_floating_point() else rows.to(self.anchor.dtype)
+        values = x if x.is_floating_point() else whole_numbers(x, like=self.anchor, owner="MADE")
+        check_inputs(self, owner="MADE", x=values, context=context)
+        rows, batch_shape = fold_batch(values, self.event_shape, owner="MADE")
         theta = self._theta(self.likelihood.rescale(rows), fold_context(context, batch_shape), mask=mask)
         return self.likelihood.log_prob(rows, theta).reshape(x.shape)
 
