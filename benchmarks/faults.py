@@ -13,18 +13,22 @@ from typing import Any
 
 import torch
 
-from experiment import engine
+from experiment import engine, partial
 from experiment.checkpoint import load_checkpoint
 from experiment.config import Config, parse_config
 from experiment.errors import UserError
 from experiment.run import open_run
+from experiment.suite import run_suite
 
-KILLS, FLIPS, CUTS, FULL, SECOND = 50, 1000, 200, 20, 20
+KILLS, SUITES, FLIPS, CUTS, FULL, SECOND = 50, 10, 1000, 200, 20, 20
 CHECKPOINT_SECONDS = 0.05
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"kind": "real_nvp", "layers": 2, "hidden": [16], "dropout": 0.3},
     "score": {"kind": "score_sde", "hidden": [16, 16], "dropout": 0.3, "weighting": "learned"},
 }
+
+DATA = {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 100, "test_rows": 100}
+KINDS = [model["kind"] for model in MODELS.values()]
 
 Row = dict[str, Any]
 Damage = Callable[[bytes, random.Random], bytes]
@@ -37,6 +41,7 @@ def measure() -> tuple[Row, list[Row]]:
         whole = {name: trained(name, at / f"{name}-whole", CHECKPOINT_SECONDS) for name in MODELS}
         rows = [killed(name, at / f"{name}-killed", whole[name], times=KILLS) for name in MODELS]
         rows += [
+            killed_suite(at / "suite", times=SUITES),
             damaged("flipped bit", flip, at / "flipped", whole["flow"], times=FLIPS),
             damaged("file cut short", cut, at / "cut", whole["flow"], times=CUTS),
             full_disk(at / "full", whole["flow"], times=FULL),
@@ -52,7 +57,7 @@ def measure() -> tuple[Row, list[Row]]:
 def config(model: str, steps: int = 3000) -> Config:
     """A small training with every kind of state: noise, dropout, an average, moments and a schedule."""
     table = {
-        "data": {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 100, "test_rows": 100},
+        "data": DATA,
         "preprocessing": {"kind": "none", "standardize": True},
         "model": MODELS[model],
         "train": {
@@ -94,6 +99,60 @@ def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 30
         "lost": f"at most {lost} steps, those since the last checkpoint; final bits the same",
         "steps_lost": lost,
     }
+
+
+def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float = 4.0) -> Row:
+    """SIGKILL at random moments of trainings, evaluations and comparison of a suite, then an undisturbed end."""
+    folder.mkdir()
+    path, moments, during = _written_suite(folder, steps), random.Random(3), 0
+    _suite(path, folder / "whole")
+    for _ in range(times):
+        process = _process(_suite, path, folder / "killed")
+        process.join(moments.uniform(0, longest))
+        during += process.is_alive()
+        process.kill()
+        process.join()
+    _suite(path, folder / "killed")
+    whole, found = (_figures(folder / name) for name in ("whole", "killed"))
+    for model, a, b in zip(MODELS, whole, found, strict=True):
+        other = next((key for key in a if a[key] != b[key]), None)
+        if other is not None:
+            raise RuntimeError(f"a suite that was killed ended with {other}={b[other]} of {model}, not {a[other]}")
+    return {
+        "fault": "kill -9 (suite: trainings, evaluations, comparison)",
+        "how": f"SIGKILL within {longest:g} s of each start, {during} of them before its end",
+        "times": times,
+        "lost": "the steps and batches since they were last kept; final figures the same",
+        "steps_lost": None,
+    }
+
+
+def _written_suite(folder: Path, steps: int) -> Path:
+    text = [f"[data.moons]\n{_toml(DATA)}"]
+    for model in MODELS:
+        table = config(model, steps).model_dump(mode="json", exclude_unset=True)
+        sections = (f"[{name}]\n{_toml(table[name])}" for name in ("data", "preprocessing", "model", "train"))
+        (folder / f"{model}.toml").write_text("\n".join(sections))
+        text.append(f'[models.{model}]\nconfig = "{folder / model}.toml"\n')
+    (folder / "suite.toml").write_text("\n".join(text))
+    return folder / "suite.toml"
+
+
+def _toml(table: Row) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+
+
+def _suite(path: Path, out: Path) -> None:
+    engine.CHECKPOINT_SECONDS = partial.SECONDS = CHECKPOINT_SECONDS
+    run_suite(path, out, threads=1, samples=50)
+
+
+def _figures(out: Path) -> list[Row]:
+    """Everything but times, which a checkpoint's hash has in it as well."""
+    found = json.loads((out / "suite.json").read_text())
+    rows = [row for of in found.values() for several in of.values() for row in several if row["model"] in KINDS]
+    varies = ("seconds", "sha256")
+    return [{key: value for key, value in row.items() if not any(v in key for v in varies)} for row in rows]
 
 
 def damaged(

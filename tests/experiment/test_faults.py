@@ -5,14 +5,15 @@ import random
 import pytest
 
 from benchmarks import faults
-from experiment import engine
+from experiment import engine, partial
 
 STEPS = 150
 
 
 @pytest.fixture(autouse=True)
 def period(monkeypatch):
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", engine.CHECKPOINT_SECONDS)  # set back afterwards
+    for module, name in ((engine, "CHECKPOINT_SECONDS"), (partial, "SECONDS")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # set back afterwards
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,11 @@ def whole(tmp_path_factory):
 def test_killed_at_random_moments(tmp_path, whole, model):
     found = faults.killed(model, tmp_path / "run", whole[model], times=4, steps=STEPS)
     assert found["times"] == 4
+
+
+@pytest.mark.slow
+def test_a_suite_killed_at_random_moments(tmp_path):
+    assert faults.killed_suite(tmp_path / "suite", times=2, steps=60)["times"] == 2
 
 
 @pytest.mark.parametrize("damage", [faults.flip, faults.cut])
