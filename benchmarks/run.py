@@ -41,6 +41,7 @@ RESULTS = (
     "digits_suite",
     "uci_small_suite",
     "bsds300_suite",
+    "faults",
 )
 # Those that are about time: `make bench`, on an idle machine, and at last what all of them say.
 BENCH = (

@@ -88,6 +88,12 @@ class Train(Section):
         0, strict=True, ge=0, description="validations without a better one before stopping; 0 never stops"
     )
     log_every: Count = 100
+    bad_steps: int = Field(
+        10,
+        strict=True,
+        ge=0,
+        description="steps in a row with a loss or gradient that is not finite that are left out; one more ends it",
+    )
 
 
 class Evaluate(Section):

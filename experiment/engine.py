@@ -2,20 +2,20 @@
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from experiment.builder import load_data, parameter_count
+from experiment.checkpoint import load_newest, save_checkpoint
 from experiment.config import Config
 from experiment.device import resolve_device
 from experiment.errors import NumericalError, UserError
-from experiment.files import load_checkpoint, save_checkpoint
+from experiment.lock import sole_writer
 from experiment.metrics import MetricsLog
-from experiment.run import Run, create_run, first_difference, open_run
+from experiment.run import Run, create_run, first_difference, load_best, open_run
 from experiment.threads import set_threads
 from experiment.trainer import Trainer
 
@@ -55,32 +55,35 @@ def train(
     """
     place = resolve_device(device)
     run_dir, data_root = Path(run_dir), Path(data_root)
-    saved = _saved_state(run_dir, config, resume=resume)
+    _check_folder(run_dir, config, resume=resume)
     dataset = load_data(config.data, data_root)
-    trainer = Trainer(config, dataset, device=place)
-    set_threads(threads, trainer.built.model)
-    if saved is None:
-        run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
-    else:
-        run = open_run(run_dir)
-        run.check_rows(dataset)
-        try:
-            trainer.load_state(saved)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"checkpoint {run.last} does not fit this version of the model: {error}.") from error
-    with MetricsLog(run.metrics, after=trainer.progress.step, tensorboard=tensorboard) as log:
-        _loop(trainer, run, log, progress_bar=progress_bar)
+    with sole_writer(run_dir):
+        saved = _saved_state(run_dir, config, resume=resume)
+        trainer = Trainer(config, dataset, device=place)
+        set_threads(threads, trainer.built.model)
+        if saved is None:
+            run = create_run(run_dir, config, dataset, data_root=data_root, device=place)
+        else:
+            run = open_run(run_dir)
+            run.check_rows(dataset)
+            try:
+                trainer.load_state(saved)
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"checkpoint {run.last} does not fit this version of the model: {error}.") from error
+        with MetricsLog(run.metrics, after=trainer.progress.step, tensorboard=tensorboard) as log:
+            _mend_best(trainer, run, log)
+            _loop(trainer, run, log, progress_bar=progress_bar)
     return run
 
 
 def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) -> None:
     config, progress = trainer.config.train, trainer.progress
     bar = tqdm(total=config.steps, initial=progress.step, desc=run.name, unit="step", disable=not progress_bar)
-    watch = _Watch(trainer.device)
+    watch = trainer.watch
     started = saved = time.monotonic()
     offset = progress.seconds
     if not trainer.parameters and not progress.finished:  # fitted as it was built
-        _validate(trainer, run, log, bar)
+        _validate(trainer, run, log)
         progress.finished = True
         _save(trainer, run)
     while not progress.finished:
@@ -89,15 +92,14 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
         progress.seconds = offset + time.monotonic() - started
         ends = progress.step >= config.steps
         if progress.step % config.log_every == 0 or ends:
-            loss, norm = watch.read()
-            lr = trainer.optimizer.param_groups[0]["lr"]
-            log.write(progress.step, {f"train_{trainer.built.objective.metric}": loss, "gradient_norm": norm, "lr": lr})
+            watch.check(trainer.trace)
+            _log(trainer, log)
         if progress.step % config.validate_every == 0 or ends:
-            watch.check()
-            _validate(trainer, run, log, bar)
+            watch.check(trainer.trace)
+            bar.set_postfix_str(_validate(trainer, run, log))
             progress.finished = ends or 0 < config.patience <= progress.stale
         if progress.finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            watch.check()
+            watch.check(trainer.trace)
             _save(trainer, run)
             saved = time.monotonic()
     bar.close()
@@ -105,18 +107,31 @@ def _loop(trainer: Trainer, run: Run, log: MetricsLog, *, progress_bar: bool) ->
 
 def _save(trainer: Trainer, run: Run) -> None:
     # The hash of the run as written: defaults that a later version adds do not orphan it.
-    save_checkpoint(run.last, {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]})
+    state = {**trainer.state(), "config_sha256_16": run.environment["config_sha256_16"]}
+    save_checkpoint(run.last, state, keep=run.previous)
 
 
-def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> None:
-    """Measures, keeps the weights where they are the best so far, and counts patience."""
+def _log(trainer: Trainer, log: MetricsLog) -> None:
+    """Means since the last line; of steps that were left out, their number."""
+    loss, norm, skipped = trainer.watch.read()
+    trainer.progress.skipped += skipped
+    values = {"gradient_norm": norm, "lr": trainer.optimizer.param_groups[0]["lr"]}
+    if skipped:
+        values["skipped_steps"] = skipped
+    log.write(trainer.progress.step, {f"train_{trainer.built.objective.metric}": loss, **values})
+
+
+def _validate(trainer: Trainer, run: Run, log: MetricsLog) -> str:
+    """Measures, keeps the weights where they are the best so far, and counts patience; what was found, for a bar."""
     progress = trainer.progress
     metric = f"validation_{trainer.built.objective.metric}"
     value = trainer.validate()
     if not math.isfinite(value):
-        raise NumericalError(f"{metric} is {value} at step {progress.step}; lower the learning rate or clip gradients.")
+        raise NumericalError(
+            f"{metric} is {value} at step {progress.step} ({trainer.trace_validation()}); lower the learning rate or "
+            "clip gradients."
+        )
     log.write(progress.step, {metric: value, "seconds": round(progress.seconds, 3)})
-    bar.set_postfix({metric: f"{value:.4f}"})
     progress.stale += 1
     if value < progress.best:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
@@ -132,56 +147,54 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog, bar: "tqdm[Any]") -> 
                 "parameters": parameter_count(trainer.built.model),
             },
         )
+    return f"{metric}={value:.4f}"
 
 
-class _Watch:
-    """Sums of loss and gradient norm and the first bad step, kept on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bad = torch.full((), math.inf, device=device)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.loss, self.norm, self.count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        self.loss, self.norm, self.count = self.loss + loss, self.norm + norm, self.count + 1
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        self.bad = torch.where(finite | (self.bad < step), self.bad, float(step))
-
-    def check(self) -> None:
-        step = self.bad.item()
-        if math.isfinite(step):
-            raise NumericalError(
-                f"loss or gradient is not finite at step {step:.0f}; lower the learning rate or set "
-                "train.gradient_clip. A checkpoint written before it is kept."
-            )
-
-    def read(self) -> tuple[float, float]:
-        self.check()
-        means = (self.loss / self.count).item(), (self.norm / self.count).item()
-        self._clear()
-        return means
+def _mend_best(trainer: Trainer, run: Run, log: MetricsLog) -> None:
+    """Best weights whose file was damaged give way to the averaged ones of now."""
+    if not math.isfinite(trainer.progress.best):
+        return
+    try:
+        load_best(run)
+    except UserError as refusal:
+        step = trainer.progress.step
+        warnings.warn(f"{refusal} The averaged weights of step {step} take the place of the best ones.", stacklevel=3)
+        trainer.progress.best = math.inf
+        _validate(trainer, run, log)
 
 
-def _saved_state(run_dir: Path, config: Config, *, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a fresh start; a folder without any checkpoint is free.
+def _check_folder(run_dir: Path, config: Config, *, resume: bool) -> None:
+    """A folder without any checkpoint is free.
 
     Raises:
         UserError: the folder holds another experiment, or this one and resuming was not asked for.
     """
     if not any(run_dir.glob("*.ckpt")):
-        return None
+        return
     run = open_run(run_dir)
     if run.config.digest != config.digest:
         difference = first_difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
         raise UserError(f"run folder {run_dir} belongs to another config ({difference}); choose another --run-dir.")
     if not resume:
         raise UserError(f"run folder {run_dir} already holds this run; add --resume, or choose another --run-dir.")
-    if not run.last.exists():
+
+
+def _saved_state(run_dir: Path, config: Config, *, resume: bool) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, or None for a fresh start; a bad one is set aside.
+
+    Raises:
+        UserError: as of `_check_folder`, or no checkpoint is whole.
+    """
+    _check_folder(run_dir, config, resume=resume)  # once more: by now another process may have trained here
+    if not any(run_dir.glob("*.ckpt")):
         return None
-    state = load_checkpoint(run.last)
+    run = open_run(run_dir)
+    found = [path for path in (run.last, run.previous) if path.exists()]
+    if not found:
+        return None
+    path, state = load_newest(found)
     if state.get("config_sha256_16") != run.environment["config_sha256_16"]:
-        raise UserError(f"checkpoint {run.last} belongs to another config than {run_dir / 'config.json'}.")
+        raise UserError(f"checkpoint {path} belongs to another config than {run_dir / 'config.json'}.")
+    if path != found[0]:
+        found[0].replace(run_dir / "damaged")
     return state

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -10,12 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from experiment.errors import UserError
-
-MAGIC = b"cflows checkpoint 1\n"
 
 
 @contextlib.contextmanager
@@ -92,38 +88,3 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}.") from error
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state of tensors and plain values: a header, the sha256 of the rest, and torch's own format."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
-    write_atomic(path, MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-
-
-def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint; nothing in it is ever executed.
-
-    Raises:
-        UserError: a missing file, one that is no checkpoint, one cut short or changed since it was written.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path} does not exist; train the run first.") from error
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}.") from error
-    if not content.startswith(MAGIC):
-        raise UserError(f"{path} is not a checkpoint of this program and format: its first line is another.")
-    digest, _, payload = content[len(MAGIC) :].partition(b"\n")
-    found = hashlib.sha256(payload).hexdigest()
-    if found.encode() != digest:
-        raise UserError(
-            f"checkpoint {path} is truncated or was changed: its content has sha256 {found[:12]}..., but "
-            f"{digest.decode(errors='replace')[:12]}... was written."
-        )
-    state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not the state of a run.")
-    return state

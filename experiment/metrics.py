@@ -35,8 +35,15 @@ class MetricsLog:
             self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=after + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends one line.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written: {error.strerror or error}.") from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -11,10 +11,11 @@ import torch
 
 from core import DensityModel, GenerativeModel
 from experiment.builder import Built, build, load_data
+from experiment.checkpoint import load_checkpoint
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError
-from experiment.files import load_checkpoint, read_json, write_json
+from experiment.files import read_json, write_json
 from experiment.sections.baselines import MixtureModel
 
 REQUIRED = ("config_sha256_16", "data_root", "data_sha256_16", "event_shape", "bins", "image_shape")
@@ -45,6 +46,11 @@ class Run:
     def last(self) -> Path:
         """Checkpoint to go on from."""
         return self.path / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before, for the day on which the last is bad."""
+        return self.path / "previous.ckpt"
 
     @property
     def best(self) -> Path:

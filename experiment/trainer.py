@@ -17,6 +17,7 @@ from experiment.ema import EMA
 from experiment.errors import UserError
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
+from experiment.watch import Watch, origin
 
 VALIDATION_SEED = 20_000_000
 VALIDATION_BATCH = 2000
@@ -33,6 +34,7 @@ class Progress:
         best_step: the step it came from.
         stale: validations since then.
         seconds: training time so far.
+        skipped: steps left out because their loss or gradient was not finite.
         finished: whether the last step is done or patience ran out.
     """
 
@@ -41,6 +43,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     seconds: float = 0.0
+    skipped: int = 0
     finished: bool = False
 
 
@@ -83,15 +86,16 @@ class Trainer:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.progress = Progress(seconds=time.monotonic() - started)
+        self.watch = Watch(device, most=config.train.bad_steps)
         self._epoch, self._order = -1, torch.empty(0)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss and the gradient norm stay on the device."""
+        """One optimiser step, left out where it is not finite; the loss and the gradient norm stay on the device."""
         train = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
-        rows, context = self._batch()
+        rows, context = self._batch(self.progress.step)
         try:
             loss = self.built.objective(rows, context, generator=self.generator)
         except ValueError as error:
@@ -99,6 +103,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
+        # The fused optimiser leaves parameters and moments alone where this is 1: the host need not know.
+        self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).to(norm)
         self.optimizer.step()
         self.ema.update(self.built)
         self.progress.step += 1
@@ -133,6 +139,7 @@ class Trainer:
             "ema": self.ema.built.model.state_dict(),
             "ema_updates": self.ema.updates,
             "objective": self._objective_state(),
+            "watch": self.watch.state(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -148,6 +155,8 @@ class Trainer:
         # What the checkpoint does not name comes from the model, which has just been loaded, or is as it was built.
         objective = self.built.objective
         objective.load_state_dict({**objective.state_dict(), **state.get("objective", {})})
+        if "watch" in state:  # not in checkpoints of before
+            self.watch.load_state(state["watch"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_rng"].cpu())
@@ -160,10 +169,22 @@ class Trainer:
         own = self.built.objective.state_dict(keep_vars=True).items()
         return {name: value.detach() for name, value in own if id(value) not in model}
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """Rows of the next step and their context: the order of an epoch depends on seed and epoch alone."""
+    def trace(self, step: int) -> str:
+        """Where the first value that is not finite arose in a step that was left out, the parameters being as then."""
+        noise = torch.Generator(self.device).manual_seed(self.config.seed)
+        return origin(self.built.objective.train(), *self._batch(step - 1), generator=noise)
+
+    def trace_validation(self) -> str:
+        """As `trace`, in validation."""
+        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        return origin(
+            self.ema.built.objective.eval(), self.validation_rows, self.validation_context, generator=generator
+        )
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a step, counted from 0, and their context: the order of an epoch depends on seed and epoch alone."""
         size = min(self.config.train.batch_size, len(self.train_rows))
-        epoch, index = divmod(self.progress.step, len(self.train_rows) // size)
+        epoch, index = divmod(step, len(self.train_rows) // size)
         if epoch != self._epoch:
             seed = torch.Generator().manual_seed((self.config.seed + 1_000_003 * (epoch + 1)) % 2**63)
             self._order = torch.randperm(len(self.train_rows), generator=seed).to(self.device)

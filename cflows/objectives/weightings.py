@@ -203,12 +203,13 @@ class LearnedWeighting(nn.Module, Weighting):
 
     @torch.no_grad()
     def observe(self, u: Float[Tensor, " rows"], losses: Float[Tensor, " rows"]) -> None:
-        """Takes in ℓ of the rows whose times came of u under the law as it is."""
+        """Takes in ℓ of the rows whose times came of u under the law as it is; of those alone that are finite."""
         _, _, index = self._bins(u)
+        known, bins = losses.isfinite(), torch.arange(len(self.second_moments), device=u.device)
         # A product with indicators sums in the same order every time; scattering on a GPU does not.
-        seen = (index[:, None] == torch.arange(len(self.second_moments), device=u.device)).to(self.second_moments)
+        seen = ((index[:, None] == bins) & known[:, None]).to(self.second_moments)
         rows = seen.sum(0)
-        means = losses.to(seen.dtype).square() @ seen / rows.clamp(min=1)
+        means = losses.to(seen.dtype).where(known, 0).square() @ seen / rows.clamp(min=1)
         self.second_moments.lerp_(means, 1 - self.memory**rows)
 
     def _bins(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

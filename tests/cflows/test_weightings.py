@@ -256,6 +256,14 @@ def test_learned_forgets_row_by_row() -> None:
     assert weighting.second_moments.tolist() == [0.5 * 1 + 0.5 * 4, 0.25 * 1 + 0.75 * 5, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_learned_leaves_out_rows_that_are_not_finite(bad: float) -> None:
+    """A step that is left out for its loss leaves nothing behind; its other rows count."""
+    weighting = LearnedWeighting(bins=4, memory=0.5)
+    weighting.observe(torch.tensor([0.1, 0.3, 0.4, 0.9]), torch.tensor([2.0, bad, 3.0, bad]))
+    assert weighting.second_moments.tolist() == [0.5 * 1 + 0.5 * 4, 0.5 * 1 + 0.5 * 9, 1.0, 1.0]
+
+
 def test_learned_stands_still_in_evaluation_and_learns_in_training() -> None:
     weighting = LearnedWeighting(bins=4)
     loss = spread(lambda x, t: -x, VPSDE(), weighting)

@@ -235,8 +235,8 @@ def test_resume_does_not_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     once = load_run(train(parse_config(CONFIG, source="test"), tmp_path / "once").path).state_dict()
     save = engine.save_checkpoint
 
-    def interrupt(path: Path, state: dict) -> None:
-        save(path, state)
+    def interrupt(path: Path, state: dict, **options: Path) -> None:
+        save(path, state, **options)
         if path.name == "last.ckpt":
             raise KeyboardInterrupt
 

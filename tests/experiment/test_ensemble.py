@@ -10,12 +10,12 @@ import torch
 from core import DiagonalNormal, MixtureOfDensities
 from experiment import compare, evaluate, load_run, train
 from experiment.batches import batches
+from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.config import Config, parse_config
 from experiment.data import digits
 from experiment.ensemble import mixed
 from experiment.errors import UserError
 from experiment.evaluation import saved_log_prob, saved_summary
-from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import Run, open_run
 
 TOY = {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 200, "test_rows": 150}

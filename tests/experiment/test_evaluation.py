@@ -14,10 +14,10 @@ from core import StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
 from experiment import checks, compare, evaluate, evaluation, load_run, normalization_check, train
+from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
 from experiment.evaluation import _check_finite, _subject, _summarise, likelihoods, saved_log_prob, saved_summary
-from experiment.files import load_checkpoint, save_checkpoint
 from experiment.run import open_run
 from experiment.summary import Summary
 

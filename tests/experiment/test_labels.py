@@ -13,11 +13,11 @@ from core import GenerativeModel
 from discrete import BatchNorm
 from experiment import compare, evaluate, load_run, train
 from experiment.builder import build
+from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset, Labels, digits
 from experiment.errors import UserError
 from experiment.evaluation import NOISE_SEED, saved_log_prob
-from experiment.files import load_checkpoint, save_checkpoint
 from experiment.objective import Preprocessed
 from experiment.run import Run
 from experiment.sampling import draw_samples

@@ -1,0 +1,218 @@
+"""Faults that happen to a training, each many times at a random moment or place, and what was lost of it."""
+
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import warnings
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiment import engine
+from experiment.checkpoint import load_checkpoint
+from experiment.config import Config, parse_config
+from experiment.errors import UserError
+from experiment.run import open_run
+
+KILLS, FLIPS, CUTS, FULL, SECOND = 50, 1000, 200, 20, 20
+CHECKPOINT_SECONDS = 0.05
+MODELS: dict[str, dict[str, Any]] = {
+    "flow": {"kind": "real_nvp", "layers": 2, "hidden": [16], "dropout": 0.3},
+    "score": {"kind": "score_sde", "hidden": [16, 16], "dropout": 0.3, "weighting": "learned"},
+}
+
+Row = dict[str, Any]
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+def measure() -> tuple[Row, list[Row]]:
+    """A row a fault; a training that does not end with the bits of one that nothing happened to is an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        whole = {name: trained(name, at / f"{name}-whole", CHECKPOINT_SECONDS) for name in MODELS}
+        rows = [killed(name, at / f"{name}-killed", whole[name], times=KILLS) for name in MODELS]
+        rows += [
+            damaged("flipped bit", flip, at / "flipped", whole["flow"], times=FLIPS),
+            damaged("file cut short", cut, at / "cut", whole["flow"], times=CUTS),
+            full_disk(at / "full", whole["flow"], times=FULL),
+            second_process(at / "second", times=SECOND),
+        ]
+    return {
+        "checkpoint_seconds": CHECKPOINT_SECONDS,
+        "models": MODELS,
+        "train": config("flow").train.model_dump(),
+    }, rows
+
+
+def config(model: str, steps: int = 3000) -> Config:
+    """A small training with every kind of state: noise, dropout, an average, moments and a schedule."""
+    table = {
+        "data": {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 100, "test_rows": 100},
+        "preprocessing": {"kind": "none", "standardize": True},
+        "model": MODELS[model],
+        "train": {
+            "steps": steps,
+            "batch_size": 64,
+            "validate_every": 100,
+            "log_every": 1,
+            "ema_decay": 0.99,
+            "gradient_clip": 1.0,
+            "optimizer": "adamw",
+            "warmup_steps": 50,
+        },
+    }
+    return parse_config(table, source="faults")
+
+
+def trained(model: str, folder: Path, seconds: float, steps: int = 3000) -> Path:
+    """Trains into a folder, or goes on there, with a checkpoint as often as asked for."""
+    engine.CHECKPOINT_SECONDS = seconds
+    return engine.train(config(model, steps), folder, threads=1, device="cpu", resume=True).path
+
+
+def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 3000, longest: float = 1.0) -> Row:
+    """SIGKILL at random moments of the start and the training, then an undisturbed end."""
+    moments, lost, during = random.Random(0), 0, 0
+    for _ in range(times):
+        process = _process(trained, model, folder, CHECKPOINT_SECONDS, steps)
+        process.join(moments.uniform(0, longest))
+        during += process.is_alive()
+        process.kill()
+        process.join()
+        lost = max(lost, _lost_steps(folder))
+    trained(model, folder, CHECKPOINT_SECONDS, steps)
+    _check_same(whole, folder)
+    return {
+        "fault": f"kill -9 ({model})",
+        "how": f"SIGKILL within {longest:g} s of each start, {during} of them before its end",
+        "times": times,
+        "lost": f"at most {lost} steps, those since the last checkpoint; final bits the same",
+        "steps_lost": lost,
+    }
+
+
+def damaged(
+    fault: str, damage: Callable[[bytes, random.Random], bytes], folder: Path, whole: Path, *, times: int
+) -> Row:
+    """Damage at random places of the newest checkpoint: each is noticed, and the one before goes on to the same end."""
+    places, good = random.Random(1), (whole / "last.ckpt").read_bytes()
+    folder.mkdir()
+    for _ in range(times):
+        (folder / "last.ckpt").write_bytes(damage(good, places))
+        try:
+            load_checkpoint(folder / "last.ckpt")
+        except UserError:
+            continue
+        raise RuntimeError(f"a {fault} went unnoticed")
+    run = trained("flow", folder / "run", CHECKPOINT_SECONDS, len(_steps(whole)))
+    (run / "last.ckpt").write_bytes(damage((run / "last.ckpt").read_bytes(), places))
+    before = load_checkpoint(run / "previous.ckpt")["progress"]["step"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained("flow", run, CHECKPOINT_SECONDS, len(_steps(whole)))
+    _check_same(whole, run)
+    return {
+        "fault": f"{fault} of the newest checkpoint",
+        "how": "at a random place; refused with a sentence, the one before takes over",
+        "times": times,
+        "lost": f"{len(_steps(whole)) - before} steps, those between the two; final bits the same",
+        "steps_lost": len(_steps(whole)) - before,
+    }
+
+
+def flip(content: bytes, places: random.Random) -> bytes:
+    """Another bit."""
+    at = places.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << places.randrange(8)]) + content[at + 1 :]
+
+
+def cut(content: bytes, places: random.Random) -> bytes:
+    """The beginning alone."""
+    return content[: places.randrange(len(content))]
+
+
+def full_disk(folder: Path, whole: Path, *, times: int, steps: int = 3000) -> Row:
+    """No file may grow beyond a random size, as where the disk is full: a sentence, and what was whole is not lost."""
+    sizes, refused, largest = random.Random(2), 0, (whole / "last.ckpt").stat().st_size
+    for _ in range(times):
+        ours, theirs = multiprocessing.Pipe()
+        process = _process(_with_small_files, sizes.randrange(largest), folder, theirs, steps)
+        process.join()
+        refused += ours.poll() and "cannot be written: File too large" in ours.recv()
+        _lost_steps(folder)
+    trained("flow", folder, CHECKPOINT_SECONDS, steps)
+    _check_same(whole, folder)
+    return {
+        "fault": "full disk",
+        "how": "files limited to a random size below that of a checkpoint",
+        "times": times,
+        "lost": f"nothing; {refused} ended with the sentence that names the file; final bits the same",
+        "steps_lost": 0,
+        "refused": refused,
+    }
+
+
+def second_process(folder: Path, *, times: int) -> Row:
+    """Others that train into a folder in which one trains."""
+    process, refused = _process(trained, "flow", folder, CHECKPOINT_SECONDS, 100_000), 0
+    while not (folder / "last.ckpt").exists():
+        process.join(0.05)
+    for _ in range(times):
+        try:
+            trained("flow", folder, CHECKPOINT_SECONDS, 100_000)
+        except UserError as error:
+            refused += "in use by another process" in str(error)
+    process.kill()
+    process.join()
+    return {
+        "fault": "a second process on the same run folder",
+        "how": "started while the first trains",
+        "times": times,
+        "lost": f"nothing; {refused} refused with a sentence",
+        "steps_lost": 0,
+        "refused": refused,
+    }
+
+
+def _with_small_files(size: int, folder: Path, answer: Any, steps: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        trained("flow", folder, CHECKPOINT_SECONDS, steps)
+    except UserError as error:
+        answer.send(str(error))
+
+
+def _process(target: Callable[..., Any], *args: Any) -> BaseProcess:
+    """Of a server that has torch already, so that its start takes a tenth of a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.faults"])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that were logged; a last line may be cut short."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"lr"' in line]
+
+
+def _lost_steps(folder: Path) -> int:
+    """Steps beyond the last checkpoint, which must be whole wherever there is one."""
+    if not (folder / "last.ckpt").exists():
+        return max(_steps(folder), default=0)
+    return max(_steps(folder), default=0) - load_checkpoint(folder / "last.ckpt")["progress"]["step"]
+
+
+def _check_same(whole: Path, folder: Path) -> None:
+    a, b = (load_checkpoint(open_run(path).last) for path in (whole, folder))
+    for part in ("model", "ema", "objective"):
+        if not all(torch.equal(a[part][name], b[part][name]) for name in a[part]):
+            raise RuntimeError(f"{folder.name} ended with other values in {part} than a training left alone")
+    if not torch.equal(a["generator"], b["generator"]) or _steps(whole) != _steps(folder):
+        raise RuntimeError(f"{folder.name} ended with another generator or other lines of metrics")
