@@ -54,7 +54,7 @@ coverage: $(VENV)/.installed
 	mkdir -p runs/coverage
 	$(PYTEST) core discrete cflows tests/core tests/discrete tests/cflows tests/test_*.py \
 	  --ignore=tests/test_docs.py --ignore=tests/test_site.py \
-	  --cov --cov-context=test --cov-report=term-missing:skip-covered --junitxml=$(COVERAGE)
+	  --cov --cov-context=test --cov-report=term-missing:skip-covered --cov-fail-under=95 --junitxml=$(COVERAGE)
 
 $(COVERAGE):
 	$(MAKE) coverage

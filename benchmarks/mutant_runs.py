@@ -19,7 +19,7 @@ import torch
 BESIDE = {"core": (), "discrete": ("core", "cflows"), "cflows": ("core", "discrete")}
 CHECKER = "beartype.beartype"
 THIRD = ("hypothesis.extra.numpy", "scipy.stats", "torchdiffeq")
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "runs", "site", "data", "build", "docs")
+LEFT_OUT = {".git", ".venv", ".mypy_cache", ".hypothesis", "runs", "site", "data", "build", "docs", "notebooks"}
 MEMORY = 8 << 30  # bytes of address space: a change may ask for any number of them
 ASLEEP = 60  # times the limit of the processor, by the clock, after which a run is taken to wait for ever
 # Plain asserts: what is imported already cannot be rewritten. The profile draws the same each time and keeps nothing.
@@ -63,7 +63,7 @@ class Overlay:
         if found := [name for name in BESIDE if name in sys.modules]:
             raise RuntimeError(f"{found[0]} is imported, so that no fork would see a change of it.")
         self.tree, self.log = folder / "tree", folder / "started"
-        shutil.copytree(root, self.tree, ignore=LEFT_OUT)
+        shutil.copytree(root, self.tree, ignore=lambda at, names: LEFT_OUT & set(names) if at == str(root) else ())
         sys.path.insert(0, str(self.tree))
         jaxtyping.install_import_hook([*BESIDE[package]], CHECKER)
         for name in (*THIRD, *BESIDE[package]):

@@ -110,7 +110,11 @@ def _note(mutant: Mutant, tests: dict[str, float], overlay: Overlay) -> Row:
     run = partial(overlay.run, list(tests), limit=LIMIT, path=mutant.path, source=mutant.applied(source))
     outcome = run() if tests else Outcome("passed", 0.0, "", 0.0)
     row = {"mutant": str(mutant), "verdict": _verdict(outcome, tests), "tests": len(tests)}
-    row |= {"test": outcome.test or next(iter(tests), ""), "seconds": round(outcome.seconds, 1)}
+    row |= {
+        "test": outcome.test or next(iter(tests), ""),
+        "seconds": round(outcome.seconds, 1),
+        "in_test": round(outcome.test_seconds, 1),
+    }
     with JOURNAL.open("a") as file:
         print(json.dumps(row, ensure_ascii=False), file=file)
     return row

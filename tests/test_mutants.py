@@ -1,6 +1,7 @@
 """Mutants change what they say and nothing else, and a run tells a test that fails from one that never ends."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,14 @@ def test_tests_that_run_the_line_are_chosen(tmp_path: Path, monkeypatch: pytest.
     assert list(found.tests(_at(1, 2))) == ["tests/core/test_half.py::test_elsewhere", *order]
     assert list(found.tests(_at(8, 10))) == ["tests/core/test_half.py::test_elsewhere", *order]
     assert not found.tests(_at(7, 8))
+
+
+def test_every_survivor_is_explained() -> None:
+    page = (ROOT / "docs" / "mutants.md").read_text()
+    content = json.loads((ROOT / "docs" / "results" / "mutants.json").read_text())
+    (total,) = (row for row in content["rows"] if row["package"] == "all")
+    assert total["mutants"] == content["settings"]["sample"]
+    assert len(total["survivors"]) == total["mutants"] - total["killed"]
+    assert total["share"] >= 0.9
+    for survivor in total["survivors"]:
+        assert survivor.replace("|", "\\|") in page
