@@ -64,6 +64,7 @@ BENCH = (
     "scaling",
     "speed",
 )
+TESTS = ("mutants",)  # what the tests notice: `make mutants`
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "coupling_speed": ("nflows", "normflows", "FrEIA", "zuko"),
     "linear_speed": ("nflows", "normflows"),
@@ -79,9 +80,9 @@ PEERS = {  # what a result is measured beside, from the extra `bench`
 def main(names: list[str]) -> None:
     """Measures the named results in order."""
     names = [*BENCH] if names == ["--bench"] else names or [*RESULTS]
-    unknown = [name for name in names if name not in (*RESULTS, *BENCH)]
+    unknown = [name for name in names if name not in (*RESULTS, *BENCH, *TESTS)]
     if unknown:
-        sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(dict.fromkeys((*RESULTS, *BENCH)))}")
+        sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(dict.fromkeys((*RESULTS, *BENCH, *TESTS)))}")
     failed = []
     for name in names:
         print(f"== {name}", flush=True)

@@ -23,6 +23,7 @@ PAGES = tuple(
         "docs/gaussianization.md",
         "docs/mintnet.md",
         "docs/residual.md",
+        "docs/mutants.md",
         "README.md",
     )
 )

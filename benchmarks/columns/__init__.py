@@ -1,6 +1,6 @@
 """The columns of every table, by the name of its JSON file."""
 
-from benchmarks.columns import discrete, likelihood, sampling, speed, suites
+from benchmarks.columns import discrete, likelihood, mutants, sampling, speed, suites
 
 RUN_SUITES = ("toys_suite", "digits_suite", "uci_small_suite")  # bsds300_suite follows when it has been run
 TABLES = (
@@ -8,6 +8,7 @@ TABLES = (
     | likelihood.TABLES
     | sampling.TABLES
     | speed.TABLES
+    | mutants.TABLES
     | {name: suites.TABLES[name] for name in RUN_SUITES}
 )
 

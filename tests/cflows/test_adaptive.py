@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,14 @@ from cflows.samplers.sampler import Orders
 
 def test_halves_are_brownian() -> None:
     adaptive.halves_are_brownian(bridge)
+
+
+def test_a_path_starts_with_the_increment_over_the_whole() -> None:
+    """Of variance exp λ_1 - exp λ_0, from the same draws."""
+    like = torch.zeros(3, 2, dtype=torch.float64)
+    wide, narrow = (BrownianPath(low, 1.0, like=like, generator=rng(3), max_levels=2).increment for low in (-1.0, 0.5))
+    ratio = math.sqrt((math.e - math.exp(-1)) / (math.e - math.exp(0.5)))
+    torch.testing.assert_close(wide, ratio * narrow)
 
 
 def test_walks_a_brownian_motion() -> None:

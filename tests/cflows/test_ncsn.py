@@ -4,6 +4,7 @@ from helpers import normal, perturb, rng, seeded
 
 from cflows import NCSN, LadderDenoising, annealed_langevin, matched_step_size
 from core import GaussianMixture
+from core.nets import FourierEmbedding, UNet
 
 LADDER = (2.0, 0.5, 0.1)
 
@@ -119,6 +120,17 @@ def test_training_finds_two_modes_and_their_weights() -> None:
 def test_what_does_not_go_together_is_named(keywords, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
         NCSN(3, **keywords)
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "scaling"])
+def test_the_unet_is_made_of_what_was_asked_for(conditioning) -> None:
+    options = {"hidden": (4, 8), "heads": 2, "dropout": 0.25}
+    model = NCSN((1, 4, 4), sigmas=LADDER, conditioning=conditioning, depth=1, **options)
+    (net,) = (m for m in model.modules() if isinstance(m, UNet))
+    embedding = FourierEmbedding(frequencies=8).out_features if conditioning == "embedding" else 0
+    asked = UNet(1, 1, blocks=1, embedding_features=embedding, **options)
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in asked.state_dict().items()}
+    assert {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout | torch.nn.Dropout2d)} == {0.25}
 
 
 def test_one_width_for_refinenet() -> None:

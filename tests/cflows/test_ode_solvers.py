@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cflows import ode_log_prob
 from cflows.ode.field import Field
-from cflows.ode.fixed_grid import adams
+from cflows.ode.fixed_grid import _quadrature, adams
 from cflows.ode.solver import ADAPTIVE, METHODS, PER_SAMPLE, ODESolver
 from core import StandardNormal
 from core.density import DensityModel
@@ -259,3 +259,12 @@ def test_a_fixed_grid_never_reads_the_device() -> None:
     for method in ("euler", "rk4", "adams", "adams_sparse"):
         estimate = ode_log_prob(lambda x, t: -x * t, base, x, method=method, steps=24)
         assert estimate.log_prob.device.type == "meta"
+
+
+@pytest.mark.parametrize("order", [4, 6])
+def test_a_step_is_integrated_through_the_nodes_on_both_sides(order: int) -> None:
+    weights = _quadrature(torch.linspace(0, 1, 12, dtype=torch.float64), order)
+    for i in range(order // 2 - 1, 12 - order // 2):
+        first = i + 1 - order // 2
+        assert weights[i].nonzero().flatten().tolist() == list(range(first, first + order))
+        torch.testing.assert_close(weights[i, first : first + order], weights[i, first : first + order].flip(0))

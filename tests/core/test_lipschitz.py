@@ -185,6 +185,12 @@ def test_context_is_free_and_g_stays_a_contraction(shape: int | tuple[int, ...])
         net(x)
 
 
+def test_kernels_of_images_are_three_one_three() -> None:
+    """Chen et al., 2019, appendix E: 3×3 convolutions first and last, 1×1 between."""
+    net = LipschitzNet((2, 4, 4), hidden=(5, 6, 7))
+    assert [layer.weight.shape[-1] for layer in net.layers] == [3, 1, 1, 3]
+
+
 def test_half_precision_is_normalized_in_single() -> None:
     layer = scaled("matrix-large", 20.0, torch.bfloat16)
     norm = torch.linalg.matrix_norm(layer.normalized().detach().double(), 2).item()

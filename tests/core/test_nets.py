@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from core.nets import MLP, ConvNet, ResidualConvNet, ResidualMLP
 from core.nets.conv import _ConvBlock
-from core.nets.resnet import _LinearBlock
+from core.nets.resnet import _Block, _LinearBlock
 
 NETWORKS = pytest.mark.parametrize("network", [MLP, ResidualMLP, ConvNet, ResidualConvNet])
 
@@ -24,6 +24,16 @@ def test_a_fresh_residual_block_is_its_skip(block: type) -> None:
     assert torch.equal(same(h), h)
     wider = seeded(lambda: block(5, 7, activation="relu", dropout=0.0)).double()
     assert torch.equal(wider(h), wider.skip(h))
+
+
+def test_a_modulated_block_scales_by_one_plus_gamma_and_shifts() -> None:
+    block = seeded(lambda: _Block(5, 5, 2, activation="relu", dropout=0.0)).double()
+    with torch.no_grad():
+        block.film.weight.zero_()
+        block.film.bias.copy_(torch.tensor([0.5] * 5 + [-0.25] * 5))
+    h = normal(4, (5,), rng(1))
+    expected = h + block.linear(torch.relu(1.5 * block.norm(h) - 0.25))
+    torch.testing.assert_close(block(h, normal(4, (2,), rng(2))), expected)
 
 
 @NETWORKS

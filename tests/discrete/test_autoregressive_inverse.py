@@ -13,6 +13,7 @@ from helpers import normal, perturb, rng, seeded
 from torch import Tensor, nn
 
 from discrete import MaskedAutoregressive, invert_autoregressive
+from discrete.bijections.autoregressive_inverse import _iterative_solve
 from discrete.bijections.transformers import AffineTransformer
 
 MODES = pytest.mark.parametrize("mode", ["incremental", "jacobi", "gauss_seidel", "sequential"])
@@ -244,3 +245,15 @@ def test_what_cannot_be_is_named() -> None:
         MaskedAutoregressive(3, tolerance=-1.0)
     with pytest.raises(ValueError, match=r"z is torch\.float32, but .* torch\.float64"):
         layer.inverse(z.float())
+
+
+def test_a_solve_rests_when_rounding_is_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a diagonal Jacobian the first pass finds v = g/s, of which g - s v leaves some last digits."""
+    x, g = (normal(50, (4,), rng(seed)) for seed in (7, 8))
+    assert (g - 3 * (g / 3)).any()
+    x.requires_grad_()
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given, **kw: calls.append(1) or grad(*given, **kw))
+    found = _iterative_solve(3 * x, x, torch.full_like(g, 3.0), g, passes=4)
+    torch.testing.assert_close(found, g / 3, rtol=1e-15, atol=0)
+    assert len(calls) == 1

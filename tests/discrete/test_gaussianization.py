@@ -236,6 +236,16 @@ def test_fit_finds_the_law_of_the_rows() -> None:
     assert gaps[0] > 5 * gaps[1]
 
 
+@pytest.mark.parametrize("updates", [0, 1])
+def test_one_component_is_fitted_to_mean_absolute_deviation(updates: int) -> None:
+    """E|x - m| = 2 s log 2 of a logistic, from its quantiles: median 1, s = 3."""
+    u = (torch.arange(4001, dtype=torch.float64)[:, None] + 0.5) / 4001
+    made = MixtureGaussianization(1, components=1).double()
+    made.fit(1 + 3 * torch.logit(u), updates=updates)
+    assert made.means.item() == pytest.approx(1.0, abs=1e-6)
+    assert made.log_scales.exp().item() == pytest.approx(3.0, rel=2e-3)
+
+
 def test_fit_does_not_depend_on_how_rows_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     x, fitted = normal(500, (2, 1), rng(12)).exp(), []
     for size in (2048, 77):
@@ -261,6 +271,8 @@ def test_fit_refuses_what_has_no_density() -> None:
     made = MixtureGaussianization(2)
     with pytest.raises(ValueError, match="feature 1, which is constant"):
         made.fit(torch.tensor([[1.0, 5.0], [2.0, 5.0]]))
+    with pytest.raises(ValueError, match="feature 1, which is constant"):
+        made.fit(torch.tensor([[1.0, -0.1], [2.0, -0.1], [4.0, -0.1]]))
     with pytest.raises(ValueError, match="2 rows or more, but got 1"):
         made.fit(torch.zeros(1, 2))
 

@@ -200,6 +200,15 @@ def test_what_does_not_rest_is_solved_by_degrees() -> None:
     assert (iterations < 21).any()
 
 
+def test_a_row_may_rest_at_the_last_iteration() -> None:
+    layer = made("pixels")
+    z, _ = layer(draw(layer, rows=6)[0])
+    found = layer.invert(z)
+    limited = made("pixels", iterations=int(found.iterations.max())).invert(z)
+    for a, b in zip(limited, found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_degrees_end_where_newton_alone_does_not() -> None:
     layer = steep(8.0, iterations=1)
     x = torch.tensor([[0.01], [-0.002], [1.0], [50.0], [-0.3]], dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core import DiagonalNormal, LikelihoodEstimate, RowGenerators, StandardNormal
 from core.nets.lipschitz import Jacobian
+from core.nets.spectral import SpectralLayer
 from discrete import Compose, Dequantization, Diagonal, Flow, Inverse, InvertibleResidual, ResidualFlow
 from discrete.bijections.fixed_point import fixed_point, largest_count
 from discrete.bijections.residual import (
@@ -397,6 +398,8 @@ def test_directions_say_what_they_cost() -> None:
     assert Inverse(estimated).forward_direction.kind == "estimate"
     assert ResidualFlow(30, layers=1).log_prob_direction.kind == "estimate"
     assert exact.inverse_direction.steps > 50
+    series = InvertibleResidual(30, terms=4, probes=3).forward_direction
+    assert (series.passes, series.steps) == (13, 5)  # g, and for each term a product of each probe
 
 
 def test_flow_of_images() -> None:
@@ -418,6 +421,17 @@ def test_configs_build(path: Path) -> None:
     assert built.model.event_shape == shape
 
 
+def test_options_reach_every_layer() -> None:
+    options = {"log_det": "power_series", "terms": 3, "stop": 0.3, "probes": 2, "truncation": 0.01, "tolerance": 1e-4}
+    flow = ResidualFlow(2, layers=2, hidden=(5,), lipschitz=0.8, context_features=1, steps=3, **options)
+    layers = [m for m in flow.modules() if isinstance(m, InvertibleResidual)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert {name: getattr(layer, name) for name in options} == options
+        assert (layer.lipschitz, layer.network.context_features) == (0.8, 1)
+        assert {m.steps for m in layer.modules() if isinstance(m, SpectralLayer)} == {3}
+
+
 def test_base_of_ones_own() -> None:
     f = ResidualFlow(2, layers=1, hidden=(4,), base=DiagonalNormal(2, scale=3.0))
     assert isinstance(f.base, DiagonalNormal)
@@ -427,6 +441,7 @@ def test_base_of_ones_own() -> None:
     ("build", "message"),
     [
         (partial(InvertibleResidual, 2, lipschitz=1.0), r"lie within \(0, 1\).*1.0"),
+        (partial(InvertibleResidual, 2, lipschitz=0.0), r"lie within \(0, 1\).*0.0"),
         (partial(InvertibleResidual, 2, stop=0.0), r"lie within \(0, 1\)"),
         (partial(InvertibleResidual, 2, terms=0), "terms=0"),
         (partial(InvertibleResidual, 2, tolerance=0.0), "tolerance=0.0"),

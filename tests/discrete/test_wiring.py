@@ -196,6 +196,11 @@ def test_iaf_passes_on_its_scale() -> None:
     assert scales == {"gated"}
 
 
+def test_nsf_has_the_ten_steps_of_the_paper() -> None:
+    """Durkan et al., 2019, appendix B.1."""
+    assert sum(isinstance(m, SplineCoupling) for m in NSF(3, hidden=(4,)).modules()) == 10
+
+
 def test_nsf_mixes_features_between_couplings_that_take_turns() -> None:
     flow = NSF(5, layers=3, hidden=(4,))
     kinds = [type(b) for b in flow.bijection.bijections]
@@ -211,6 +216,7 @@ def test_every_value_of_variational_noise_moves_in_one_of_two_couplings(shape: t
     assert first[:size].all()
     assert second[:size].all()
     assert torch.equal(first[size:], ~second[size:])
+    assert torch.equal(_beside_integers(torch.Size(shape), 2), first)
     layer = VariationalDequantization(shape, bins=4, layers=2, hidden=(4,))
     masks = [c.partition for c in layer.couplings.bijections]
     assert len(masks) == 2
