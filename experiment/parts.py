@@ -94,12 +94,11 @@ class MovingBuffers:
                 buffer.copy_(mean)
 
 
-def moved_by(module: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-    """The buffers of a module that a call changes."""
-    buffers = list(module.buffers())
-    versions = [buffer._version for buffer in buffers]
+def moved_by(module: nn.Module, call: Callable[[], object]) -> list[str]:
+    """The names of the buffers of a module that a call changes."""
+    versions = {name: buffer._version for name, buffer in module.named_buffers()}
     call()
-    return [buffer for buffer, version in zip(buffers, versions, strict=True) if buffer._version != version]
+    return [name for name, buffer in module.named_buffers() if buffer._version != versions[name]]
 
 
 def saved_parts(state: dict[str, Any] | None) -> int | None:
