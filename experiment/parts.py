@@ -1,10 +1,10 @@
 """The parts of an optimiser step: micro-batches dealt to processes, each with noise and buffers of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiment.errors import UserError
 from experiment.ranks import Ranks
@@ -92,13 +92,6 @@ class MovingBuffers:
         if means:
             for buffer, mean in zip(self._averaged, self._ranks.mean(means), strict=True):
                 buffer.copy_(mean)
-
-
-def moved_by(module: nn.Module, call: Callable[[], object]) -> list[str]:
-    """The names of the buffers of a module that a call changes."""
-    versions = {name: buffer._version for name, buffer in module.named_buffers()}
-    call()
-    return [name for name, buffer in module.named_buffers() if buffer._version != versions[name]]
 
 
 def saved_parts(state: dict[str, Any] | None) -> int | None:

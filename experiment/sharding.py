@@ -1,7 +1,6 @@
 """Parameters, gradients, moments and averages of which each process holds a share, by torch's `fully_shard`."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,37 +33,24 @@ def share_out(objective: nn.Module, units: Iterable[str], *, device: torch.devic
 
     Args:
         objective: whose parameters become `DTensor`s.
-        units: names of submodules, as of `units_of`.
+        units: names of submodules, as of `first_look`.
         device: where the shares go.
+
+    Raises:
+        UserError: parameters that `fully_shard` does not take, as those without a dimension.
     """
     from torch.distributed.device_mesh import init_device_mesh  # seconds, which other trainings need not wait for
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for name in units:
-        fully_shard(objective.get_submodule(name), mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-
-
-def units_of(objective: nn.Module, call: Callable[[], object]) -> list[str]:
-    """The outermost members of lists of layers with parameters that a call of the objective goes through once.
-
-    What is called again and again, as by an ODE solver, stays gathered for the whole step.
-    """
-    called: Counter[nn.Module] = Counter()
-    hooks = [m.register_forward_hook(lambda module, *_: called.update([module])) for m in objective.modules()]
+    for parameter in objective.parameters():
+        parameter.data = parameter.data.contiguous()  # convolutions may lie channels last, which shares cannot
     try:
-        call()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found: list[str] = []
-    for name, module in objective.named_modules():
-        inside = any(name.startswith(f"{unit}.") for unit in found)
-        listed = name and isinstance(objective.get_submodule(name.rpartition(".")[0]), nn.ModuleList | nn.Sequential)
-        if listed and not inside and called[module] == 1 and any(True for _ in module.parameters()):
-            found.append(name)
-    return found
+        for name in units:
+            fully_shard(objective.get_submodule(name), mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+    except ValueError as error:
+        raise UserError(f"--shard cannot share this model out: {error}") from error
 
 
 def whole(state: Any) -> Any:
@@ -106,11 +92,15 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
     optimizer.load_state_dict({**state, "state": moments})
 
 
-def check_gradients(parameters: Iterable[Tensor]) -> None:
-    """Refuses a backward pass that went past the shares, as one that names the parameters itself does.
+def check_gradients(objective: nn.Module, reached: Iterable[str]) -> None:
+    """Refuses a backward pass that went past the shares, as one that names the parameters itself may.
+
+    Args:
+        objective: after the backward pass.
+        reached: the parameters that its gradient reached before they were shared out.
 
     Raises:
-        UserError: a parameter without a gradient.
+        UserError: one of them has no gradient.
     """
-    if any(parameter.grad is None for parameter in parameters):
+    if any(objective.get_parameter(name).grad is None for name in reached):
         raise UserError("--shard cannot train this model: the gradient of its parameters does not reach the shares.")

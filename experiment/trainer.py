@@ -16,7 +16,8 @@ from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
 from experiment.errors import UserError
-from experiment.parts import MovingBuffers, Parts, moved_by
+from experiment.first_look import Look, first_look
+from experiment.parts import MovingBuffers, Parts
 from experiment.ranks import ALONE, Ranks
 from experiment.replicas import reduction, replicated
 from experiment.run import parts_of
@@ -27,7 +28,6 @@ from experiment.sharding import (
     load_moments,
     load_whole,
     share_out,
-    units_of,
     whole,
 )
 from experiment.watch import Watch, origin
@@ -107,14 +107,13 @@ class Trainer:
         if shard:
             check_shardable(self.built.objective, ranks)
             self.built.objective.cpu()
-        moving, units = self._first_look() if count > 1 else ([], [])
+        self.look = self._first_look() if count > 1 and self._trained() else Look()
         self.ema = EMA(self.built, decay=config.train.ema_decay)
         for built in (self.built, self.ema.built) if shard else ():
-            share_out(built.objective, units, device=device)
-        self.buffers = MovingBuffers([self.built.objective.get_buffer(name) for name in moving], ranks=ranks)
-        # The parts of a mixture have been trained.
-        trained = () if isinstance(config.model, MixtureModel) else self.built.model.parameters()
-        self.parameters = [p for p in trained if p.requires_grad]
+            share_out(built.objective, self.look.units, device=device)
+        moving = [self.built.objective.get_buffer(name) for name in self.look.moving]
+        self.buffers = MovingBuffers(moving, ranks=ranks)
+        self.parameters = self._trained()
         none = [nn.Parameter(torch.empty(0))]  # of a model that was fitted as it was built
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.optimizer = kinds[config.train.optimizer](
@@ -123,7 +122,7 @@ class Trainer:
         self.watch = Watch(device, most=config.train.bad_steps)
         self.synchronised: nn.Module = self.built.objective
         if self.parameters and not shard:
-            self.synchronised = replicated(self.built.objective, ranks, device)
+            self.synchronised = replicated(self.built.objective, self.look.reached, ranks, device)
         self.progress.seconds = time.monotonic() - started
 
     def step(self) -> tuple[Tensor, Tensor]:
@@ -136,7 +135,7 @@ class Trainer:
         loss = self._gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
         if self.shard:
-            check_gradients(self.parameters)
+            check_gradients(self.built.objective, self.look.reached)
             norm = whole(norm).to(loss)
         # The fused optimiser leaves parameters and moments alone where this is 1: the host need not know.
         self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).float()
@@ -159,22 +158,22 @@ class Trainer:
 
     def _loss(self, objective: nn.Module, part: int, generator: torch.Generator) -> Tensor:
         rows, context = self._batch(self.progress.step, part)
+        place = generator.device
         try:
-            return objective(rows, context, generator=generator)
+            return objective(rows.to(place), None if context is None else context.to(place), generator=generator)
         except ValueError as error:
             raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
 
-    @torch.no_grad()
-    def _first_look(self) -> tuple[list[str], list[str]]:
-        """Lets the first batch set what depends on data, alike in every process.
+    def _first_look(self) -> Look:
+        """Lets the first batch set what depends on data, alike in every process, where the model is."""
+        objective = self.built.objective.train()
+        generator = torch.Generator(next(objective.parameters()).device).manual_seed(self.config.seed)
+        return first_look(objective, partial(self._loss, objective, 0, generator))
 
-        Returns:
-            The names of the buffers that move, and of the layers that can be shared out.
-        """
-        objective, units = self.built.objective.train(), list[str]()
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        look = partial(self._loss, objective, 0, generator)
-        return moved_by(objective, lambda: units.extend(units_of(objective, look))), units
+    def _trained(self) -> list[nn.Parameter]:
+        # The parts of a mixture have been trained.
+        trained = () if isinstance(self.config.model, MixtureModel) else self.built.model.parameters()
+        return [p for p in trained if p.requires_grad]
 
     def validate(self) -> float:
         """Mean objective of the averaged weights on the validation rows, with the same noise every time.

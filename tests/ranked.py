@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from experiment import cli, evaluate, load_config, train
+from experiment import cli, evaluate, first_look, load_config, train
 from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset
@@ -35,6 +35,8 @@ MODELS = {
     "learned times": {"kind": "score_sde", "hidden": [16, 16], "weighting": "learned"},
     "flow matching": {"kind": "flow_matching", "hidden": [16, 16]},
     "neural ODE": {"kind": "ffjord", "hidden": [8, 8]},
+    "missed constant": {"kind": "energy", "hidden": [8, 8]},
+    "scalars": {"kind": "planar", "layers": 2},
 }
 
 
@@ -113,6 +115,7 @@ def double():
 
 def train_all(ranks, out, models, parts, shard=False):
     """Every model in turn; each process says what it holds."""
+    first_look.SMALLEST_UNIT = 1  # of the process alone
     for model in models:
         torch.save(trained(model, parts=parts, ranks=ranks, shard=shard), out / f"{model}.{ranks.rank}.pt")
 

@@ -6,12 +6,12 @@ import torch
 from ranked import FLOW, SCORE, difference, weights
 from torch import nn
 
-from experiment import load_run, train
+from experiment import first_look, load_run, train
 from experiment.checkpoint import load_checkpoint
 from experiment.errors import UserError
-from experiment.sharding import check_gradients, units_of
+from experiment.sharding import check_gradients
 
-SHARED = [name for name in ranked.MODELS if name != "batchnorm"]
+SHARED = [name for name in ranked.MODELS if name not in ("batchnorm", "scalars")]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,18 @@ def test_the_checkpoints_of_shares_are_whole(tmp_path):
         assert difference(last[part], whole[part]) < 1e-6
 
 
-def test_batch_normalization_is_not_shared_out(tmp_path):
-    statuses, said = ranked.launch(ranked.train_all, tmp_path, ["batchnorm"], 1, True)
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("batchnorm", "--shard does not go with batch normalization; set model.normalization to another."),
+        ("scalars", "--shard cannot share this model out: fully_shard doesn't support scalar parameters."),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(tmp_path, model, why):
+    statuses, said = ranked.launch(ranked.train_all, tmp_path, [model], 1, True)
     assert statuses == [1, 1]
-    assert "error: --shard does not go with batch normalization; set model.normalization to another." in said
+    assert f"error: {why}" in said
+    assert "Traceback" not in said
 
 
 def test_one_process_has_nobody_to_share_with(tmp_path):
@@ -66,25 +74,39 @@ def test_one_process_has_nobody_to_share_with(tmp_path):
         train(ranked.toy(FLOW), tmp_path / "run", shard=True)
 
 
-def test_units_are_the_outermost_layers_of_lists_that_are_called_once():
+def test_a_first_look_finds_what_moves_what_is_reached_and_what_can_be_shared_out(monkeypatch):
+    """Units are the outermost large layers of lists that are called once."""
+    monkeypatch.setattr(first_look, "SMALLEST_UNIT", 5)
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 2), nn.Linear(2, 2)])
+            self.blocks = nn.ModuleList(
+                [nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)]
+            )
             self.head = nn.Linear(2, 2)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("still", torch.zeros(()))
 
         def forward(self, x):
-            first, again, by_hand = self.blocks
-            return self.head(again(again(first(x)))) @ by_hand.weight
+            self.calls += 1
+            first, again, by_hand, small = self.blocks
+            return small(self.head(again(again(first(x)))) @ by_hand.weight).sum()
 
     net = Net()
-    assert units_of(net, lambda: net(torch.ones(1, 2))) == ["blocks.0"]
+    look = first_look.first_look(net, lambda: net(torch.ones(1, 2)))
+    assert look.units == ("blocks.0",)
+    assert look.moving == ("calls",)
+    assert look.reached == {name for name, _ in net.named_parameters()} - {"blocks.2.bias"}
+    assert all(parameter.grad is None for parameter in net.parameters())
     assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_a_gradient_that_misses_the_shares_is_refused():
-    with_gradient, without = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    with_gradient.sum().backward()
-    check_gradients([with_gradient])
+    net = nn.Linear(2, 1)
+    net(torch.ones(1, 2)).sum().backward()
+    check_gradients(net, ["weight", "bias"])
+    net.bias.grad = None
+    check_gradients(net, ["weight"])
     with pytest.raises(UserError, match="the gradient of its parameters does not reach the shares"):
-        check_gradients([with_gradient, without])
+        check_gradients(net, ["weight", "bias"])
