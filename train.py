@@ -17,6 +17,7 @@ def main() -> None:
     p.add_argument("--run-dir", type=Path, help="where the run goes; default runs/<folder of the config>/<its name>")
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or start where there is none")
     p.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data files; default data")
+    p.add_argument("--shard", action="store_true", help="share the model out to the processes of torchrun, a part each")
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events (extra 'tensorboard')")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     a = p.parse_args()
@@ -35,6 +36,7 @@ def main() -> None:
             tensorboard=a.tensorboard,
             progress_bar=not a.quiet,
             ranks=ranks,
+            shard=a.shard,
         )
         ranks.say(f"trained {done.path}: best weights in {done.best.name}, metrics in {done.metrics.name}")
 

@@ -37,6 +37,7 @@ def train(
     tensorboard: bool = False,
     progress_bar: bool = False,
     ranks: Ranks = ALONE,
+    shard: bool = False,
 ) -> Run:
     """Trains one experiment into a run folder.
 
@@ -51,6 +52,7 @@ def train(
         progress_bar: show progress on the terminal.
         ranks: the processes that train together, of which the first alone needs the folder; this one alone where
             omitted.
+        shard: leave each process a share of every parameter instead of a copy, for models that do not fit one device.
 
     Returns:
         The finished run.
@@ -67,7 +69,7 @@ def train(
     with ExitStack() as held:
         ranks.agreed(lambda: held.enter_context(sole_writer(run_dir)))
         saved = ranks.agreed(lambda: _saved_state(run_dir, config, resume=resume))
-        trainer = Trainer(config, dataset, device=place, ranks=ranks, parts=saved_parts(saved))
+        trainer = Trainer(config, dataset, device=place, ranks=ranks, parts=saved_parts(saved), shard=shard)
         set_threads(threads, trainer.built.model)
         if saved is None:
             run = ranks.agreed(lambda: create_run(run_dir, config, dataset, data_root=data_root, device=place))
@@ -146,7 +148,7 @@ def _validate(trainer: Trainer, run: Run, log: MetricsLog) -> str:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
         best = {
             "config_sha256_16": run.environment["config_sha256_16"],
-            "model": trainer.ema.built.model.state_dict(),
+            "model": trainer.weights(trainer.ema.built),
             "step": progress.step,
             "metric": metric,
             "value": value,

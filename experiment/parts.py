@@ -1,10 +1,10 @@
 """The parts of an optimiser step: micro-batches dealt to processes, each with noise and buffers of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiment.errors import UserError
 from experiment.ranks import Ranks
@@ -92,14 +92,6 @@ class MovingBuffers:
         if means:
             for buffer, mean in zip(self._averaged, self._ranks.mean(means), strict=True):
                 buffer.copy_(mean)
-
-
-def moved_by(module: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-    """The buffers of a module that a call changes."""
-    buffers = list(module.buffers())
-    versions = [buffer._version for buffer in buffers]
-    call()
-    return [buffer for buffer, version in zip(buffers, versions, strict=True) if buffer._version != version]
 
 
 def saved_parts(state: dict[str, Any] | None) -> int | None:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from experiment.ranks import Ranks
 
 
-def replicated(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+def replicated(objective: nn.Module, reached: frozenset[str], ranks: Ranks, device: torch.device) -> nn.Module:
     """The objective, which several processes train together: the backward pass averages the gradients over them.
 
     All start from the first one's parameters and buffers. Buffers that move are `MovingBuffers`' care.
@@ -23,6 +23,7 @@ def replicated(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.M
 
     Args:
         objective: on the device, with parameters to train.
+        reached: those that its gradient reaches; the others, as the constant of an energy, are not waited for.
         ranks: the processes.
         device: of this one.
     """
@@ -32,7 +33,8 @@ def replicated(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.M
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
     left_alone: dict[str, Any] = {name: False}
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, **left_alone)
+    missed = any(p.requires_grad and name not in reached for name, p in objective.named_parameters())
+    return DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=missed, **left_alone)
 
 
 def reduction(objective: nn.Module, *, now: bool) -> AbstractContextManager[None]:

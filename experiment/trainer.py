@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,21 @@ from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.ema import EMA
 from experiment.errors import UserError
+from experiment.first_look import Look, first_look
 from experiment.order import MOST_HELD, Order, drawn_order
-from experiment.parts import MovingBuffers, Parts, moved_by
+from experiment.parts import MovingBuffers, Parts
 from experiment.ranks import ALONE, Ranks
 from experiment.replicas import reduction, replicated
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
+from experiment.sharding import (
+    check_gradients,
+    check_shardable,
+    load_moments,
+    load_whole,
+    share_out,
+    whole,
+)
 from experiment.watch import NOT_FOUND, Watch, origin
 
 VALIDATION_SEED = 20_000_000
@@ -60,6 +70,7 @@ class Trainer:
         device: where it runs.
         ranks: the processes that train together; this one is alone where omitted.
         parts: of a step, where the config does not decide: those of the checkpoint that will be loaded.
+        shard: leave each process a share of every parameter instead of a copy.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class Trainer:
         device: torch.device,
         ranks: Ranks = ALONE,
         parts: int | None = None,
+        shard: bool = False,
     ) -> None:
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
         torch.manual_seed(config.seed)
@@ -90,23 +102,31 @@ class Trainer:
             held_out=(self.validation_rows, self.validation_context),
         )
         self.built.objective.to(device)
+        count = parts or (config.train.parts if config.train.parts > 1 else ranks.world)
+        self.parts = Parts(count, seed=config.seed, device=device, ranks=ranks)
+        self.progress, self.shard = Progress(), shard
+        self._epoch = -1
+        self._order: Order = torch.empty(0)
+        if shard:
+            check_shardable(self.built.objective, ranks)
+            self.built.objective.cpu()
+        self.look = self._first_look() if count > 1 and self._trained() else Look()
         self.ema = EMA(self.built, decay=config.train.ema_decay)
-        # The parts of a mixture have been trained.
-        trained = () if isinstance(config.model, MixtureModel) else self.built.model.parameters()
-        self.parameters = [p for p in trained if p.requires_grad]
+        for built in (self.built, self.ema.built) if shard else ():
+            share_out(built.objective, self.look.units, device=device)
+        moving = [self.built.objective.get_buffer(name) for name in self.look.moving]
+        self.buffers = MovingBuffers(moving, ranks=ranks)
+        self.parameters = self._trained()
         none = [nn.Parameter(torch.empty(0))]  # of a model that was fitted as it was built
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.optimizer = kinds[config.train.optimizer](
             self.parameters or none, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
-        count = parts or (config.train.parts if config.train.parts > 1 else ranks.world)
-        self.parts = Parts(count, seed=config.seed, device=device, ranks=ranks)
-        self.progress = Progress(seconds=time.monotonic() - started)
         self.watch = Watch(device, most=config.train.bad_steps)
-        self._epoch = -1
-        self._order: Order = torch.empty(0)
-        self.buffers = MovingBuffers(self._first_look() if count > 1 else [], ranks=ranks)
-        self.synchronised = replicated(self.built.objective, ranks, device) if self.parameters else self.built.objective
+        self.synchronised: nn.Module = self.built.objective
+        if self.parameters and not shard:
+            self.synchronised = replicated(self.built.objective, self.look.reached, ranks, device)
+        self.progress.seconds = time.monotonic() - started
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step, left out where it is not finite; the loss and the gradient norm stay on the device."""
@@ -117,6 +137,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
+        if self.shard:
+            check_gradients(self.built.objective, self.look.reached)
+            norm = whole(norm).to(loss)
         # The fused optimiser leaves parameters and moments alone where this is 1: the host need not know.
         self.optimizer.found_inf = (~(torch.isfinite(loss) & torch.isfinite(norm))).float()
         self.optimizer.step()
@@ -138,25 +161,30 @@ class Trainer:
 
     def _loss(self, objective: nn.Module, part: int, generator: torch.Generator) -> Tensor:
         rows, context = self._batch(self.progress.step, part)
+        place = generator.device
         try:
-            return objective(rows, context, generator=generator)
+            return objective(rows.to(place), None if context is None else context.to(place), generator=generator)
         except ValueError as error:
             raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
 
-    @torch.no_grad()
-    def _first_look(self) -> list[Tensor]:
-        """Lets the first batch set what depends on data, alike in every process; returns the buffers that move."""
+    def _first_look(self) -> Look:
+        """Lets the first batch set what depends on data, alike in every process, where the model is."""
         objective = self.built.objective.train()
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        return moved_by(objective, lambda: self._loss(objective, 0, generator))
+        generator = torch.Generator(next(objective.parameters()).device).manual_seed(self.config.seed)
+        return first_look(objective, partial(self._loss, objective, 0, generator))
+
+    def _trained(self) -> list[nn.Parameter]:
+        # The parts of a mixture have been trained.
+        trained = () if isinstance(self.config.model, MixtureModel) else self.built.model.parameters()
+        return [p for p in trained if p.requires_grad]
 
     def validate(self) -> float:
         """Mean objective of the averaged weights on the validation rows, with the same noise every time.
 
         Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
-        The first process does it for all.
+        The first process does it for all, or each the same where none holds the whole model.
         """
-        return self.ranks.agreed(self._validate)
+        return self._validate() if self.shard else self.ranks.agreed(self._validate)
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -178,29 +206,33 @@ class Trainer:
         return {
             "config_sha256_16": self.config.digest,
             "progress": vars(self.progress).copy(),
-            "model": self.built.model.state_dict(),
-            "ema": self.ema.built.model.state_dict(),
+            "model": self.weights(self.built),
+            "ema": self.weights(self.ema.built),
             "ema_updates": self.ema.updates,
             "objective": self._objective_state(),
             "watch": self.watch.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()) if self.shard else self.optimizer.state_dict(),
             "generator": self.parts.state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
+    def weights(self, built: Built) -> dict[str, Tensor]:
+        """The whole tensors of a model, in every process."""
+        return whole(built.model.state_dict()) if self.shard else built.model.state_dict()
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes back to a saved state."""
         self.progress = Progress(**state["progress"])
-        self.built.model.load_state_dict(state["model"])
-        self.ema.built.model.load_state_dict(state["ema"])
+        load_whole(self.built.model, state["model"])
+        load_whole(self.ema.built.model, state["ema"])
         self.ema.updates = state["ema_updates"]
         # What the checkpoint does not name comes from the model, which has just been loaded, or is as it was built.
         objective = self.built.objective
         objective.load_state_dict({**objective.state_dict(), **state.get("objective", {})})
         if "watch" in state:  # not in checkpoints of before
             self.watch.load_state(state["watch"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"])
         self.parts.load_state(torch.atleast_2d(state["generator"]))  # a single one where there was a single part
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":

@@ -1,5 +1,6 @@
 """Several processes that work together, as torchrun starts them, without its seconds; and what they do in tests."""
 
+import math
 import multiprocessing
 import os
 import socket
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from experiment import cli, evaluate, load_config, train
+from experiment import cli, evaluate, first_look, load_config, train
+from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset
 from experiment.errors import NumericalError
@@ -18,6 +20,10 @@ from experiment.ranks import ALONE, joined
 from experiment.sampling import draw_samples
 from experiment.trainer import Trainer
 
+SAMPLER = {"kind": "euler_maruyama", "steps": 5}
+SCORE = {"kind": "score_sde", "hidden": [8, 8], "dropout": 0.3}
+PROBED = {"solver": {"method": "euler", "steps": 4}, "divergence": {"kind": "hutchinson"}, "sampler": SAMPLER}
+FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [8], "dropout": 0.3}
 STEPS, ROWS = 5, 70
 OTHERS = ("progress", "config_sha256_16", "torch_rng")  # of a state: time, train.parts, and what parts seed anew
 MODELS = {
@@ -29,10 +35,12 @@ MODELS = {
     "learned times": {"kind": "score_sde", "hidden": [16, 16], "weighting": "learned"},
     "flow matching": {"kind": "flow_matching", "hidden": [16, 16]},
     "neural ODE": {"kind": "ffjord", "hidden": [8, 8]},
+    "missed constant": {"kind": "energy", "hidden": [8, 8]},
+    "scalars": {"kind": "planar", "layers": 2},
 }
 
 
-def launch(target, *args, world=2, seconds=60):
+def launch(target, *args, world=2, seconds=120):
     """Exit statuses of processes that each call `target(ranks, *args)`, and what they said; all have ended."""
     context = multiprocessing.get_context("forkserver")  # which imports torch once for all
     context.set_forkserver_preload(
@@ -54,7 +62,7 @@ def launch(target, *args, world=2, seconds=60):
         for process in late:
             process.kill()
         text = said.read()
-        print(text)  # where a test fails
+        print(text)  # shown where a test fails
         return "late" if late else [process.exitcode for process in begun], text
 
 
@@ -91,7 +99,8 @@ def trained(model, *, parts, ranks=ALONE, **more):
         made = trainer(model, parts=parts, ranks=ranks, **more)
         found = torch.stack([torch.stack([part.detach() for part in made.step()]) for _ in range(STEPS)])
         state = {name: value for name, value in made.state().items() if name not in OTHERS}
-        averages = [parameter.clone() for parameter in made.ema.built.model.parameters()]
+        names = dict(made.ema.built.model.named_parameters())
+        averages = {name: value.clone() for name, value in state["ema"].items() if name in names}
         return {**state, "ema": averages, "found": found, "value": made.validate()}
 
 
@@ -104,10 +113,11 @@ def double():
         torch.set_default_dtype(torch.float32)
 
 
-def train_all(ranks, out, models, parts):
+def train_all(ranks, out, models, parts, shard=False):
     """Every model in turn; each process says what it holds."""
+    first_look.SMALLEST_UNIT = 1  # of the process alone
     for model in models:
-        torch.save(trained(model, parts=parts, ranks=ranks), out / f"{model}.{ranks.rank}.pt")
+        torch.save(trained(model, parts=parts, ranks=ranks, shard=shard), out / f"{model}.{ranks.rank}.pt")
 
 
 def toy(model, **settings):
@@ -116,11 +126,11 @@ def toy(model, **settings):
     return parse_config({"data": data, "model": model, "train": train}, source="test")
 
 
-def train_run(ranks, config, folder):
-    train(config, folder, threads=1, resume=True, ranks=ranks)
+def train_run(ranks, config, folder, shard=False):
+    train(config, folder, threads=1, resume=True, ranks=ranks, shard=shard)
 
 
-def stop_at_five(ranks, config, folder):
+def stop_at_five(ranks, config, folder, shard=False):
     """Trains until the checkpoint of the fifth step is written."""
     from experiment import engine
 
@@ -133,7 +143,7 @@ def stop_at_five(ranks, config, folder):
         return step(self)
 
     Trainer.step = stopping
-    train_run(ranks, config, folder)
+    train_run(ranks, config, folder, shard)
 
 
 def measure_run(ranks, folder):
@@ -160,3 +170,31 @@ def fail_first(ranks):
 
 def train_file(ranks, config, folder):
     train(load_config(config), folder, threads=1, ranks=ranks)
+
+
+def held(ranks, model, out):
+    """How many numbers a process holds of parameters, averages and moments after a step, and how many there are."""
+    with double():
+        made = trainer(model, parts=1, ranks=ranks, shard=True)
+        made.step()
+    moments = [value for of in made.optimizer.state.values() for value in of.values() if value.ndim]
+    tensors = [*made.parameters, *made.ema.built.model.parameters(), *moments]
+    counts = [sum(value.to_local().numel() for value in tensors), sum(value.numel() for value in tensors)]
+    torch.save(counts, out / f"held.{ranks.rank}.pt")
+
+
+def difference(a, b):
+    """Largest difference of any number in two states; infinite where anything else differs."""
+    if isinstance(a, torch.Tensor) and a.is_floating_point():
+        return (a - b).abs().max().item() if a.numel() else 0.0
+    if isinstance(a, torch.Tensor):
+        return 0.0 if torch.equal(a, b) else math.inf
+    if isinstance(a, dict):
+        return max((difference(a[key], b[key]) for key in a), default=0.0) if a.keys() == b.keys() else math.inf
+    if isinstance(a, list | tuple):
+        return max((difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    return abs(a - b) if isinstance(a, float) else 0.0 if a == b else math.inf
+
+
+def weights(run):
+    return [load_checkpoint(run / name)[part] for name, part in (("last.ckpt", "model"), ("best.ckpt", "model"))]

@@ -1,11 +1,10 @@
 """Several processes train, evaluate and draw as one does."""
 
-import math
-
 import numpy as np
 import pytest
 import ranked
 import torch
+from ranked import FLOW, PROBED, SCORE, difference, weights
 
 from experiment import train
 from experiment.checkpoint import load_checkpoint
@@ -15,23 +14,6 @@ from experiment.parts import Parts
 from experiment.ranks import ALONE, Ranks, joined
 
 CPU = torch.device("cpu")
-SAMPLER = {"kind": "euler_maruyama", "steps": 5}
-SCORE = {"kind": "score_sde", "hidden": [8, 8], "dropout": 0.3}
-PROBED = {"solver": {"method": "euler", "steps": 4}, "divergence": {"kind": "hutchinson"}, "sampler": SAMPLER}
-FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [8], "dropout": 0.3}
-
-
-def difference(a, b):
-    """Largest difference of any number in two states; infinite where anything else differs."""
-    if isinstance(a, torch.Tensor) and a.is_floating_point():
-        return (a - b).abs().max().item() if a.numel() else 0.0
-    if isinstance(a, torch.Tensor):
-        return 0.0 if torch.equal(a, b) else math.inf
-    if isinstance(a, dict):
-        return max((difference(a[key], b[key]) for key in a), default=0.0) if a.keys() == b.keys() else math.inf
-    if isinstance(a, list | tuple):
-        return max((difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
-    return abs(a - b) if isinstance(a, float) else 0.0 if a == b else math.inf
 
 
 @pytest.fixture
@@ -112,10 +94,6 @@ def test_parts_have_noise_of_their_own():
 def test_parts_that_processes_cannot_share_are_refused():
     with pytest.raises(UserError, match=r"has 3 part\(s\), which 2 processes cannot share evenly"):
         Parts(3, seed=0, device=CPU, ranks=Ranks(rank=0, world=2))
-
-
-def weights(run):
-    return [load_checkpoint(run / name)[part] for name, part in (("last.ckpt", "model"), ("best.ckpt", "model"))]
 
 
 @pytest.mark.parametrize("model", [FLOW, SCORE], ids=["flow", "score"])
