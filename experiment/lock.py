@@ -6,10 +6,14 @@ from filelock import FileLock, Timeout
 
 from experiment.errors import UserError
 
+NAME = ".lock"
+
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Makes a run folder and keeps every other process from training into it until the block ends.
+
+    A folder into which nothing was written goes again.
 
     The lock is the operating system's: it ends with the process, however that ends. Checked by
     tests/experiment/test_lock.py.
@@ -19,7 +23,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / NAME, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise UserError(
@@ -31,4 +35,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if [path.name for path in folder.iterdir()] == [NAME]:
+            (folder / NAME).unlink()
+            folder.rmdir()
         lock.release()

@@ -32,14 +32,17 @@ MIXED = st.lists(CONSTANT, min_size=2, max_size=6)  # repeated along the row
 ROWS = st.lists(st.one_of(CONSTANT.map(lambda v: [v]), MIXED), min_size=1, max_size=12)
 PLACES = st.integers(0, 10**6)
 
-MAPS = {name: case.make() for name, case in BIJECTIONS.items()}
+# Copies: other tests move what cases share, such as a base, to another precision.
+MAPS = {name: deepcopy(case.make()) for name, case in BIJECTIONS.items()}
 WHOLE = {**MASSES, **VAES, **SPINS}
 CASES = {**DENSITIES, **WHOLE}
-MODELS = {name: case.make() for name, case in CASES.items()}
+MODELS = {name: deepcopy(case.make()) for name, case in CASES.items()}
 SOLVED = [n for n, m in MODELS.items() if any(isinstance(part, ScoreSDE | ContinuousFlow) for part in m.modules())]
 RANDOM = {"flow-logit-score-sde-2", *VAES}  # the noise of a row is that of its place in the batch
 # Its gate has no lower bound: a point far out comes from infinity.
 OVERFLOWS = {"iaf-3-gated-context"}
+# The rests of a mixture are differences of terms of the size of z²: at 1e6 they are rounded to 2e-4.
+QUADRATIC = {name for name in BIJECTIONS if "mixture" in name}
 VANISHES = {"affine-3-sigmoid"}  # nor has its scale: far out it is 0, and nothing comes back from there
 REAL_ALONE = [n for n in DENSITIES if not n.startswith("made")]  # whole numbers are an error
 DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "inverse"])
@@ -111,7 +114,7 @@ def test_bijections_take_hostile_rows(name: str, direction: str, rows: list[list
     """Finite, -inf where there is no density; as for the row alone; duplicates alike; in any layout; and back."""
     mapping = Direction(name, direction)
     x = rows_of(rows, mapping.shape)
-    x = x.clamp(-10, 10) if name in VANISHES else x
+    x = x.clamp(-10, 10) if name in VANISHES else x.clamp(-1e3, 1e3) if name in QUADRATIC else x
     y, log_det = mapping(x)
     assert y.isfinite().all()
     assert (log_det < math.inf).all(), "NaN or +inf"
