@@ -2,7 +2,7 @@
 
 from benchmarks.columns import discrete, likelihood, mutants, sampling, speed, suites
 
-RUN_SUITES = ("toys_suite", "digits_suite", "uci_small_suite")  # bsds300_suite follows when it has been run
+RUN_SUITES = ("toys_suite", "digits_suite", "uci_small_suite", "bsds300_suite")
 TABLES = (
     discrete.TABLES
     | likelihood.TABLES
