@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,8 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a line that a full disk refused, as `write` has said
+                self._file.close()
         if self._board is not None:
             self._board.close()
 
