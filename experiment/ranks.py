@@ -149,8 +149,9 @@ def joined(*, device: str) -> Iterator[Ranks]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        torch.distributed.barrier()  # none leaves, with an error, while others are still on their way
         yield ranks
         torch.distributed.barrier()
     except RuntimeError as error:
