@@ -151,6 +151,7 @@ def joined(*, device: str) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
         torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        torch.distributed.barrier()  # none leaves, with an error, while others are still on their way
         yield ranks
         torch.distributed.barrier()
     except RuntimeError as error:

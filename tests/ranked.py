@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from experiment import cli, evaluate, first_look, load_config, train
+from experiment import cli, evaluate, first_look, load_config, sharding, train
 from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset
@@ -198,3 +198,25 @@ def difference(a, b):
 
 def weights(run):
     return [load_checkpoint(run / name)[part] for name, part in (("last.ckpt", "model"), ("best.ckpt", "model"))]
+
+
+def first_alone(ranks, folder):
+    """The second of a machine comes when the first one is through, however long that takes."""
+    with ranks.one_first():
+        if not ranks.local:
+            time.sleep(0.3)
+            (folder / "data").touch()
+        (folder / f"{ranks.rank} {(folder / 'data').exists()}").touch()
+
+
+def decide(ranks, folder):
+    """The clocks of the others say the opposite."""
+    found = [ranks.decided(by_first=ranks.first), ranks.decided(by_first=not ranks.first)]
+    (folder / f"{ranks.rank} {found}").touch()
+
+
+def share_channels_last(ranks, folder):
+    net = torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
+    weight = net.weight.detach().clone()
+    sharding.share_out(net, [], device=torch.device("cpu"))
+    assert torch.equal(sharding.whole(net.state_dict())["weight"], weight)

@@ -170,6 +170,16 @@ def test_what_the_first_process_cannot_do_is_said_once():
     assert said.splitlines() == ["error: the first has found NaN."]
 
 
+def test_the_first_process_of_a_machine_reads_the_data_before_its_others(tmp_path):
+    assert ranked.launch(ranked.first_alone, tmp_path)[0] == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "0 True", "1 True"}
+
+
+def test_the_clock_of_the_first_process_counts(tmp_path):
+    assert ranked.launch(ranked.decide, tmp_path)[0] == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"0 [True, False]", "1 [True, False]"}
+
+
 def test_without_torchrun_there_is_no_process_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined(device="cpu") as ranks:

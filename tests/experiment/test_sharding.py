@@ -69,6 +69,10 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path, model, why):
     assert "Traceback" not in said
 
 
+def test_convolutions_whose_channels_lie_last_are_shared_out(tmp_path):
+    assert ranked.launch(ranked.share_channels_last, tmp_path)[0] == [0, 0]
+
+
 def test_one_process_has_nobody_to_share_with(tmp_path):
     with pytest.raises(UserError, match="--shard shares a model out to several processes, but there is one"):
         train(ranked.toy(FLOW), tmp_path / "run", shard=True)
