@@ -182,9 +182,12 @@ class Trainer:
         """Mean objective of the averaged weights on the validation rows, with the same noise every time.
 
         Batch normalization takes its statistics from the whole training set for it, and keeps them for the checkpoint.
-        The first process does it for all, or each the same where none holds the whole model.
+        The first process does it for all; where none holds the whole model all do, and the first one's value counts.
         """
-        return self._validate() if self.shard else self.ranks.agreed(self._validate)
+        if not self.shard:
+            return self.ranks.agreed(self._validate)
+        value = self._validate()
+        return self.ranks.agreed(lambda: value)
 
     @torch.no_grad()
     def _validate(self) -> float:
