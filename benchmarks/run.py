@@ -62,6 +62,7 @@ BENCH = (
     "ode_overhead",
     "compile_speed",
     "scaling",
+    "reduction",
     "speed",
 )
 TESTS = ("mutants",)  # what the tests notice: `make mutants`

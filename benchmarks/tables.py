@@ -14,6 +14,7 @@ PAGES = tuple(
     for page in (
         "docs/results.md",
         "docs/speed.md",
+        "docs/scale.md",
         "docs/score_matching.md",
         "docs/sampling.md",
         "docs/likelihood.md",

@@ -76,4 +76,13 @@ TABLES: dict[str, Columns] = {
         ("times as fast as the faster", lambda r: ratio(r, "faster_than_peer")),
         ("training step (ms)", lambda r: f"{r['ms']['steps']:.1f}"),
     ],
+    "reduction": [
+        ("config", lambda r: f"`{r['config']}`"),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("step (ms)", lambda r: f"{r['step_ms']:.1f}"),
+        ("reduction, 2 processes (ms)", lambda r: f"{r['reduction_ms']:.2f}"),
+        ("of the step", lambda r: f"{100 * r['share']:.1f} %"),
+        ("even at processes", lambda r: f"{r['even_processes']:,}"),
+        ("two even at million parameters", lambda r: f"{r['even_parameters'] / 1e6:.1f}"),
+    ],
 }
