@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiment.device import resolve_device
 from experiment.errors import UserError
+from experiment.meeting import fresh_store
 
 T = TypeVar("T")
 # The others wait for as long as the first validates; torchrun notices a lost process by itself, and at once.
@@ -150,7 +151,8 @@ def joined(*, device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        store = fresh_store(rank, world, patience=PATIENCE)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         torch.distributed.barrier()  # none leaves, with an error, while others are still on their way
         yield ranks
         torch.distributed.barrier()

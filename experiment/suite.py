@@ -19,6 +19,7 @@ from experiment.engine import train
 from experiment.errors import UserError
 from experiment.evaluation import evaluate, saved_summary
 from experiment.files import write_atomic, write_json
+from experiment.ranks import joined
 from experiment.summary import Summary
 from experiment.threads import available_cores
 
@@ -144,8 +145,8 @@ def run_suite(
     if jobs > 1 and not threads:
         options["threads"] = max(1, available_cores() // jobs)
     _run_all(tasks[rank::world], jobs, draws=draws, progress_bar=progress_bar, **options)
-    if world > 1:
-        _wait_for_all()
+    with joined(device="cpu"):  # all are done
+        pass
     if rank:
         return ""
     found = {}
@@ -185,14 +186,6 @@ def _run(task: Task, draws: int | None, options: dict[str, Any]) -> None:
     run = train(task.config, task.folder, resume=True, **options)
     if saved_summary(run, draws=draws) is None:
         evaluate(run.path, draws=draws, **options)
-
-
-def _wait_for_all() -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def _collect(found: dict[str, Comparison], tasks: Sequence[Task], out: Path) -> str:

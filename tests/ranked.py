@@ -40,8 +40,11 @@ MODELS = {
 }
 
 
-def launch(target, *args, world=2, seconds=120):
-    """Exit statuses of processes that each call `target(ranks, *args)`, and what they said; all have ended."""
+def launch(target, *args, world=2, seconds=120, store=None):
+    """Exit statuses of processes that each call `target(ranks, *args)`, and what they said; all have ended.
+
+    They meet at a store, a server of the test as that of torchrun, or one that the first of them opens.
+    """
     context = multiprocessing.get_context("forkserver")  # which imports torch once for all
     context.set_forkserver_preload(
         ["experiment.engine", "experiment.evaluation", "experiment.sampling", "torch._dynamo"]
@@ -51,6 +54,8 @@ def launch(target, *args, world=2, seconds=120):
         port = free.getsockname()[1]
     places = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    if store is not None:
+        there |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with tempfile.NamedTemporaryFile("r") as said:
         begun = [context.Process(target=_process, args=(place | there, said.name, target, args)) for place in places]
         for process in begun:

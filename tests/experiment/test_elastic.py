@@ -37,9 +37,13 @@ from experiment import engine
 from experiment.trainer import Trainer
 
 engine.CHECKPOINT_SECONDS = 0.0
-step, mark = Trainer.step, Path({mark!r})
+step, mark, begun = Trainer.step, Path({mark!r}), []
 
 def dying(self):
+    if self.ranks.rank == 0 and not begun:
+        begun.append(self.progress.step)
+        with mark.with_name("begun").open("a") as file:
+            print(self.progress.step, file=file)
     if self.progress.step == 6 and self.ranks.rank == 1 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +70,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_wi
     script.write_text(KILLED.format(mark=str(mark), script=str(ROOT / "train.py")))
     done = torchrun(script, config, "--run-dir", run, "--resume", "--device", "cpu", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert mark.exists()
+    assert (tmp_path / "begun").read_text().split() == ["0", "6"]
     assert done.stdout.count("trained") == 1  # the first process alone
     assert ranked.launch(ranked.train_file, config, tmp_path / "whole")[0] == [0, 0]
     for name in ("last.ckpt", "best.ckpt"):

@@ -1,5 +1,7 @@
 """Several processes train, evaluate and draw as one does."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import ranked
@@ -10,6 +12,7 @@ from experiment import train
 from experiment.checkpoint import load_checkpoint
 from experiment.errors import UserError
 from experiment.files import read_json
+from experiment.meeting import fresh_store
 from experiment.parts import Parts
 from experiment.ranks import ALONE, Ranks, joined
 
@@ -155,6 +158,13 @@ def test_processes_share_draws_by_a_seed_a_sample(tmp_path):
     assert "2 processes share draws by --seeds, one a sample, and --chunk" in said
 
 
+def test_processes_that_are_started_again_do_not_look_for_those_before(tmp_path):
+    """torchrun keeps its store, and in it where the dead were to be found."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in range(4):
+        assert ranked.launch(ranked.decide, tmp_path, store=store, seconds=30)[0] == [0, 0]
+
+
 @pytest.mark.parametrize("who", [0, 1])
 def test_an_error_of_one_process_ends_all_with_its_message(who):
     statuses, said = ranked.launch(ranked.fail, who)
@@ -202,3 +212,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_jobs_are_dealt_in_turn_and_come_back_in_order():
     shares = [Ranks(rank=rank, world=3).share(list("abcdefgh")) for rank in range(3)]
     assert shares == [list("adg"), list("beh"), list("cf")]
+
+
+def test_processes_that_do_not_come_are_not_waited_for_for_ever(monkeypatch):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(UserError, match=r"of 3 processes 2 did not come within 0:00:00.1"):
+        fresh_store(0, 3, patience=timedelta(seconds=0.1))
