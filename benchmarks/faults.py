@@ -80,24 +80,28 @@ def trained(model: str, folder: Path, seconds: float, steps: int = 3000) -> Path
     return engine.train(config(model, steps), folder, threads=1, device="cpu", resume=True).path
 
 
-def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 3000, longest: float = 1.0) -> Row:
-    """SIGKILL at random moments of the start and the training, then an undisturbed end."""
-    moments, lost, during = random.Random(0), 0, 0
-    for _ in range(times):
+def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 3000, longest: float = 0.5) -> Row:
+    """SIGKILL at random moments, in turn of the start and after new steps, then an undisturbed end."""
+    moments, lost, training = random.Random(0), 0, 0
+    for i in range(times):
+        before = max(_steps(folder), default=0)
         process = _process(trained, model, folder, CHECKPOINT_SECONDS, steps)
+        while i % 2 and process.is_alive() and max(_steps(folder), default=0) <= before:
+            process.join(0.01)
         process.join(moments.uniform(0, longest))
-        during += process.is_alive()
         process.kill()
         process.join()
+        training += max(_steps(folder), default=0) > before
         lost = max(lost, _lost_steps(folder))
     trained(model, folder, CHECKPOINT_SECONDS, steps)
     _check_same(whole, folder)
     return {
         "fault": f"kill -9 ({model})",
-        "how": f"SIGKILL within {longest:g} s of each start, {during} of them before its end",
+        "how": f"SIGKILL at a random moment, {training} times after new steps and else in the start",
         "times": times,
         "lost": f"at most {lost} steps, those since the last checkpoint; final bits the same",
         "steps_lost": lost,
+        "in_training": training,
     }
 
 

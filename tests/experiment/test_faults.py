@@ -7,7 +7,7 @@ import pytest
 from benchmarks import faults
 from experiment import engine, partial
 
-STEPS = 150
+STEPS = 400
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", faults.MODELS)
 def test_killed_at_random_moments(tmp_path, whole, model):
-    found = faults.killed(model, tmp_path / "run", whole[model], times=4, steps=STEPS)
-    assert found["times"] == 4
+    found = faults.killed(model, tmp_path / "run", whole[model], times=4, steps=STEPS, longest=0.1)
+    assert found["in_training"] >= 1
 
 
 @pytest.mark.slow
