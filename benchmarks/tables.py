@@ -24,6 +24,7 @@ PAGES = tuple(
         "docs/mintnet.md",
         "docs/residual.md",
         "docs/mutants.md",
+        "docs/faults.md",
         "README.md",
     )
 )
