@@ -25,6 +25,7 @@ PAGES = tuple(
         "docs/mintnet.md",
         "docs/residual.md",
         "docs/mutants.md",
+        "docs/faults.md",
         "README.md",
     )
 )

@@ -1,6 +1,6 @@
 """The columns of every table, by the name of its JSON file."""
 
-from benchmarks.columns import discrete, likelihood, mutants, sampling, speed, suites
+from benchmarks.columns import discrete, faults, likelihood, mutants, sampling, speed, suites
 
 RUN_SUITES = ("toys_suite", "digits_suite", "uci_small_suite", "bsds300_suite")
 TABLES = (
@@ -9,6 +9,7 @@ TABLES = (
     | sampling.TABLES
     | speed.TABLES
     | mutants.TABLES
+    | faults.TABLES
     | {name: suites.TABLES[name] for name in RUN_SUITES}
 )
 
