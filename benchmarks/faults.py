@@ -108,14 +108,15 @@ def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 30
 def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float = 4.0) -> Row:
     """SIGKILL at random moments of trainings, evaluations and comparison of a suite, then an undisturbed end."""
     folder.mkdir()
-    path, moments, during = _written_suite(folder, steps), random.Random(3), 0
+    path, moments, working = _written_suite(folder, steps), random.Random(3), 0
     _suite(path, folder / "whole")
     for _ in range(times):
+        before = _work(folder / "killed")
         process = _process(_suite, path, folder / "killed")
         process.join(moments.uniform(0, longest))
-        during += process.is_alive()
         process.kill()
         process.join()
+        working += _work(folder / "killed") > before
     _suite(path, folder / "killed")
     whole, found = (_figures(folder / name) for name in ("whole", "killed"))
     for model, a, b in zip(MODELS, whole, found, strict=True):
@@ -124,11 +125,18 @@ def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float =
             raise RuntimeError(f"a suite that was killed ended with {other}={b[other]} of {model}, not {a[other]}")
     return {
         "fault": "kill -9 (suite: trainings, evaluations, comparison)",
-        "how": f"SIGKILL within {longest:g} s of each start, {during} of them before its end",
+        "how": f"SIGKILL within {longest:g} s of each start, {working} of them after new steps or evaluations",
         "times": times,
         "lost": "the steps and batches since they were last kept; final figures the same",
         "steps_lost": None,
+        "in_work": working,
     }
+
+
+def _work(out: Path) -> int:
+    """Steps and evaluations that are there."""
+    runs = [path.parent for path in out.glob("*/*/metrics.jsonl")]
+    return sum(max(_steps(run), default=0) + (run / "evaluation.json").exists() for run in runs)
 
 
 def _written_suite(folder: Path, steps: int) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from discrete import Flow
-from experiment import evaluate, partial, train
+from experiment import evaluate, evaluation, partial, train
 from experiment.config import parse_config
 from experiment.partial import Partial
 
@@ -91,6 +91,22 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(tmp_path, at_once, mon
         np.testing.assert_array_equal(values, whole[name])
     again = json.loads((run.path / "evaluation.json").read_text())
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def test_an_evaluation_stopped_after_its_last_batch_still_knows_its_kind(tmp_path, at_once, monkeypatch):
+    """The kind is not kept; the last batch, done once more, tells it."""
+    run = train(parse_config(CONFIG, source="test"), tmp_path / "run", threads=1)
+    kind = evaluate(run.path, draws=1, threads=1).kind
+    assert kind == "bound"
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "check", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run.path, draws=1, threads=1)
+    assert evaluate(run.path, draws=1, threads=1).kind == kind
 
 
 def arrays(run):
