@@ -10,7 +10,7 @@ def main() -> None:
     asked = evaluation_parser().parse_args()
     options = evaluation_options(asked)
     from experiment import anomalies, classify, evaluate, evaluate_score  # torch takes seconds, which --help need not
-    from experiment.ranks import joined
+    from experiment.distributed.ranks import joined
 
     judge = classify if asked.classify else evaluate if asked.data is None else anomalies
     with joined(device=asked.device) as ranks:

@@ -22,7 +22,7 @@ def main() -> None:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     a = p.parse_args()
     from experiment import load_config, train  # torch takes seconds, which --help need not
-    from experiment.ranks import joined
+    from experiment.distributed.ranks import joined
     from experiment.run import run_folder
 
     with joined(device=a.device) as ranks:

@@ -14,7 +14,7 @@ from benchmarks.peers import prepare
 from benchmarks.record import DATA
 from experiment.builder import load_data
 from experiment.config import load_config
-from experiment.ranks import Ranks, joined
+from experiment.distributed.ranks import Ranks, joined
 from experiment.trainer import Trainer
 
 CONFIGS = ("digits/glow", "digits/vp_sde", "mnist/glow_small", "mnist/made", "mnist/maf")

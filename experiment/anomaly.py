@@ -16,12 +16,12 @@ from experiment import detection
 from experiment.budget import Array
 from experiment.data import Dataset
 from experiment.device import resolve_device
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import UserError
 from experiment.evaluation import asked_draws, check_options, likelihoods, load_density, noise_draws
 from experiment.files import write_atomic, write_json
 from experiment.other_rows import other_rows
 from experiment.plots import anomaly_figure, png
-from experiment.ranks import ALONE, Ranks
 from experiment.run import open_run
 from experiment.threads import set_threads
 

@@ -183,12 +183,13 @@ def _table(path: Path, data: TableData) -> Dataset:
     settings = data.model_dump(exclude={"kind", "path", "mapped"})
     if not (data.mapped or is_many(path)):
         return table(path, **settings)
-    if data.duplicates == "drop" or data.noise:
+    duplicates, noise = settings.pop("duplicates"), settings.pop("noise")
+    if duplicates == "drop" or noise:
         raise UserError(
             f"{path}: duplicates='drop' and noise=true need all rows in memory at once, but these are mapped; prepare "
             "the rows without duplicates and ties, and leave both out."
         )
-    return mapped_table(path, **data.model_dump(exclude={"kind", "path", "mapped", "duplicates", "noise"}))
+    return mapped_table(path, **settings)
 
 
 def _binarized(dataset: Dataset, data: DigitsData | MNISTData) -> Dataset:

@@ -1,6 +1,5 @@
 """Which class a row is of, by Bayes' rule, under a run that was told the labels."""
 
-import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from experiment.anomaly import marginal
 from experiment.batches import batches
 from experiment.budget import Array, standard_error
 from experiment.device import resolve_device
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
 from experiment.evaluation import asked_draws, check_options, load_density, noise_draws
-from experiment.files import write_atomic, write_json
-from experiment.ranks import ALONE, Ranks
+from experiment.files import write_arrays, write_json
 from experiment.run import open_run
 from experiment.threads import set_threads
 
@@ -127,8 +126,6 @@ def classify(
         prior_log_loss_nats=-float(model.log_weights.cpu()[dataset.labels.test].double().mean()),
     )
     if ranks.first:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, log_prob=log_p, labels=y)
-        write_atomic(folder.path / "classification.npz", buffer.getvalue())
+        write_arrays(folder.path / "classification.npz", log_prob=log_p, labels=y)
         write_json(folder.path / "classification.json", asdict(found))
     return found

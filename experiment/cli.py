@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.errors import NumericalError, UserError
 
 if TYPE_CHECKING:
-    from experiment.ranks import Ranks
+    from experiment.distributed.ranks import Ranks
 
 MOST_LISTED = 1_000_000  # seeds or labels that are no single range
 MODES = {"part": "--inpaint", "steps": "--interpolate"}

@@ -17,10 +17,10 @@ from core.rng import Rng, RowGenerators
 from experiment.config import with_sampler
 from experiment.data import one_hot
 from experiment.device import resolve_device
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
 from experiment.files import write_atomic, write_rows
 from experiment.plots import png, sample_figure
-from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, load_model, open_run
 from experiment.threads import set_threads
 

@@ -13,11 +13,11 @@ from experiment.builder import load_data, parameter_count
 from experiment.checkpoint import load_newest, save_checkpoint
 from experiment.config import Config
 from experiment.device import resolve_device
+from experiment.distributed.parts import saved_parts
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
 from experiment.lock import sole_writer
 from experiment.metrics import MetricsLog
-from experiment.parts import saved_parts
-from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, create_run, first_difference, load_best, open_run
 from experiment.threads import set_threads
 from experiment.trainer import Trainer
@@ -63,7 +63,7 @@ def train(
     """
     place = ranks.place(resolve_device(device))
     run_dir, data_root = Path(run_dir), Path(data_root)
-    ranks.agreed(lambda: _check_folder(run_dir, config, resume=resume))
+    ranks.agreed(lambda: _run_there(run_dir, config, resume=resume))
     with ranks.one_first():
         dataset = load_data(config.data, data_root)
     with ExitStack() as held:
@@ -183,34 +183,32 @@ def _damage(run: Run) -> str:
     return ""
 
 
-def _check_folder(run_dir: Path, config: Config, *, resume: bool) -> None:
-    """A folder without any checkpoint is free.
+def _run_there(run_dir: Path, config: Config, *, resume: bool) -> Run | None:
+    """The run to go on with, or None where the folder is free, without any checkpoint.
 
     Raises:
         UserError: the folder holds another experiment, or this one and resuming was not asked for.
     """
     if not any(run_dir.glob("*.ckpt")):
-        return
+        return None
     run = open_run(run_dir)
     if run.config.digest != config.digest:
         difference = first_difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
         raise UserError(f"run folder {run_dir} belongs to another config ({difference}); choose another --run-dir.")
     if not resume:
         raise UserError(f"run folder {run_dir} already holds this run; add --resume, or choose another --run-dir.")
+    return run
 
 
 def _saved_state(run_dir: Path, config: Config, *, resume: bool) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, or None for a fresh start; a bad one is set aside.
 
     Raises:
-        UserError: as of `_check_folder`, or no checkpoint is whole.
+        UserError: as of `_run_there`, or no checkpoint is whole.
     """
-    _check_folder(run_dir, config, resume=resume)  # once more: by now another process may have trained here
-    if not any(run_dir.glob("*.ckpt")):
-        return None
-    run = open_run(run_dir)
-    found = [path for path in (run.last, run.previous) if path.exists()]
-    if not found:
+    run = _run_there(run_dir, config, resume=resume)  # once more: by now another process may have trained here
+    found = [] if run is None else [path for path in (run.last, run.previous) if path.exists()]
+    if run is None or not found:
         return None
     path, state = load_newest(found)
     if state.get("config_sha256_16") != run.environment["config_sha256_16"]:

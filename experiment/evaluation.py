@@ -20,10 +20,10 @@ from experiment.budget import Array, error_budget
 from experiment.checks import check
 from experiment.data import Dataset
 from experiment.device import resolve_device
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
-from experiment.files import file_digest, read_json, whole_or_absent, write_json
+from experiment.files import file_digest, read_json, write_arrays, write_json
 from experiment.partial import NOTHING_KEPT, Partial
-from experiment.ranks import ALONE, Ranks
 from experiment.run import Run, load_best, load_run, open_run
 from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
 from experiment.summary import Subject, Summary
@@ -136,7 +136,8 @@ def measure(
         found |= {"solver": described(inner.solver), "solver_share": solver_share}
     summary = _summarise(subject, dataset, arrays, kind, seconds=seconds, **found)
     if ranks.first:
-        _write(folder, summary, arrays)
+        write_arrays(folder / "evaluation.npz", **arrays)
+        write_json(folder / "evaluation.json", asdict(summary))
     kept.drop()
     return summary
 
@@ -148,12 +149,6 @@ def _kept(model: DensityModel, dataset: Dataset, subject: Subject, folder: Path,
     weights, rows = subject.checkpoint_sha256_16, dataset.fingerprint
     work = (weights, rows, draws, BATCH_ROWS, NOISE_SEED, solver, ranks.rank, ranks.world)
     return Partial(folder / f"evaluation-{ranks.rank}.part", key=repr(work))
-
-
-def _write(folder: Path, summary: Summary, arrays: dict[str, Array]) -> None:
-    with whole_or_absent(folder / "evaluation.npz") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    write_json(folder / "evaluation.json", asdict(summary))
 
 
 def load_density(run: Run, *, device: torch.device) -> DensityModel:

@@ -66,6 +66,16 @@ def write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]
             file.write(np.ascontiguousarray(rows).data)
 
 
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes named arrays as a compressed `.npz` file in one step.
+
+    Raises:
+        UserError: the disk or the folder refuses.
+    """
+    with whole_or_absent(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
 def map_rows(path: Path) -> NDArray[Any]:
     """Rows of a `.npy` file, read when they are needed; what is written to them stays in memory.
 

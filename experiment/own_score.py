@@ -15,10 +15,10 @@ from experiment.builder import build_preprocessing, load_data
 from experiment.config import Evaluate, read_toml
 from experiment.data import Dataset
 from experiment.device import resolve_device
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import UserError
 from experiment.evaluation import AUDIT_ROWS, check_options, measure
 from experiment.messages import describe
-from experiment.ranks import ALONE, Ranks
 from experiment.score_density import ScoreDensity
 from experiment.sections.base import Positive, Section
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing

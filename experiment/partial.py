@@ -1,6 +1,5 @@
 """Results of batches that outlast the process that computes them."""
 
-import io
 import time
 import zipfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from experiment.budget import Array
 from experiment.errors import UserError
-from experiment.files import write_atomic
+from experiment.files import whole_or_absent
 
 SECONDS = 20.0  # between two writings: a crash loses at most the batches of this time
 
@@ -49,11 +48,10 @@ class Partial:
         """
         if self.path is None or time.monotonic() - self._written < SECONDS:
             return
-        buffer = io.BytesIO()
         values = [np.stack(tuple(batch)) for batch in found]
         rows = np.array([len(batch[0]) for batch in found])
-        np.savez(buffer, key=np.array(self.key), values=np.concatenate(values, axis=1), rows=rows)
-        write_atomic(self.path, buffer.getvalue())
+        with whole_or_absent(self.path) as file:
+            np.savez(file, key=np.array(self.key), values=np.concatenate(values, axis=1), rows=rows)
         self._written = time.monotonic()
 
     def drop(self) -> None:

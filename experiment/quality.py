@@ -1,6 +1,5 @@
 """How near a model's draws are to test rows, and what a likelihood and a draw cost."""
 
-import io
 import math
 import time
 import zipfile
@@ -14,7 +13,7 @@ from torch import Tensor
 from experiment.budget import Array
 from experiment.data import Dataset
 from experiment.distances import sliced_wasserstein, squared_mmd
-from experiment.files import file_digest, write_atomic
+from experiment.files import file_digest, write_arrays
 from experiment.run import Run, load_run
 
 SAMPLE_SEED = 30_000_000
@@ -62,9 +61,7 @@ def draws_of(run: Run, dataset: Dataset, count: int, *, device: torch.device) ->
     started = time.monotonic()
     x = model.sample((count,), context=context, generator=generator).double().cpu().numpy()
     drawn = Draws(x, time.monotonic() - started)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, x=x.astype(np.float32), seconds=drawn.seconds, key=key)
-    write_atomic(path, buffer.getvalue())
+    write_arrays(path, x=x.astype(np.float32), seconds=drawn.seconds, key=key)
     return drawn
 
 

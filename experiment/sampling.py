@@ -15,6 +15,7 @@ from core.latents import LatentModel, interpolate
 from core.rng import Rng
 from discrete import Flow
 from experiment.data import Dataset
+from experiment.distributed.ranks import ALONE, Ranks
 from experiment.drawing import (
     Opened,
     Rows,
@@ -31,7 +32,6 @@ from experiment.drawing import (
     write_stream,
 )
 from experiment.errors import UserError
-from experiment.ranks import ALONE, Ranks
 from experiment.reverse_process import ReverseProcess
 from experiment.score_draws import Motion, score_process
 

@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from tqdm import tqdm
 from experiment.comparison import Comparison, Entry, compare
 from experiment.comparison_tables import markdown
 from experiment.config import Config, parse_config, read_toml, set_value
+from experiment.distributed.ranks import announced, joined
 from experiment.engine import train
 from experiment.errors import UserError
 from experiment.evaluation import evaluate, saved_summary
 from experiment.files import write_atomic, write_json
-from experiment.ranks import joined
 from experiment.summary import Summary
 from experiment.threads import available_cores
 
@@ -136,7 +135,7 @@ def run_suite(
     if jobs < 1:
         raise UserError(f"--jobs must be 1 or more, but is {jobs}.")
     tasks = read_suite(path, out)
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    ranks = announced()
     options = {
         "data_root": Path("data") if data_root is None else Path(data_root),
         "device": device,
@@ -144,10 +143,10 @@ def run_suite(
     }
     if jobs > 1 and not threads:
         options["threads"] = max(1, available_cores() // jobs)
-    _run_all(tasks[rank::world], jobs, draws=draws, progress_bar=progress_bar, **options)
+    _run_all(ranks.share(tasks), jobs, draws=draws, progress_bar=progress_bar, **options)
     with joined(device="cpu"):  # all are done
         pass
-    if rank:
+    if not ranks.first:
         return ""
     found = {}
     for name in dict.fromkeys(task.data for task in tasks):

@@ -15,16 +15,11 @@ from experiment.batches import InTurn
 from experiment.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
-from experiment.ema import EMA
-from experiment.errors import UserError
-from experiment.first_look import Look, first_look
-from experiment.order import MOST_HELD, Order, drawn_order
-from experiment.parts import MovingBuffers, Parts
-from experiment.ranks import ALONE, Ranks
-from experiment.replicas import reduction, replicated
-from experiment.run import parts_of
-from experiment.sections.baselines import MixtureModel
-from experiment.sharding import (
+from experiment.distributed.first_look import Look, first_look
+from experiment.distributed.parts import MovingBuffers, Parts
+from experiment.distributed.ranks import ALONE, Ranks
+from experiment.distributed.replicas import reduction, replicated
+from experiment.distributed.sharding import (
     check_gradients,
     check_shardable,
     load_moments,
@@ -32,6 +27,11 @@ from experiment.sharding import (
     share_out,
     whole,
 )
+from experiment.ema import EMA
+from experiment.errors import UserError
+from experiment.order import MOST_HELD, Order, drawn_order
+from experiment.run import parts_of
+from experiment.sections.baselines import MixtureModel
 from experiment.watch import NOT_FOUND, Watch, origin
 
 VALIDATION_SEED = 20_000_000
@@ -257,11 +257,12 @@ class Trainer:
     def trace_validation(self) -> str:
         """As `trace`, in validation."""
         generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
-        objective, found = self.ema.built.objective.eval(), NOT_FOUND
+        objective = self.ema.built.objective.eval()
         for rows, *context in InTurn(self.validation_rows, self.validation_context, self.device):
-            if found == NOT_FOUND:
-                found = origin(objective, rows, context[0] if context else None, generator=generator)
-        return found
+            found = origin(objective, rows, context[0] if context else None, generator=generator)
+            if found != NOT_FOUND:
+                return found
+        return NOT_FOUND
 
     def _batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor | None]:
         """Rows of a part of a step, counted from 0, and their context; an epoch's order depends on seed and epoch."""

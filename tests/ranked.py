@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 import torch
 
-from experiment import cli, evaluate, first_look, load_config, sharding, train
+from experiment import cli, evaluate, load_config, train
 from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset
+from experiment.distributed import first_look, sharding
+from experiment.distributed.ranks import ALONE, joined
 from experiment.errors import NumericalError
-from experiment.ranks import ALONE, joined
 from experiment.sampling import draw_samples
 from experiment.trainer import Trainer
 

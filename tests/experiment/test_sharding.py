@@ -6,10 +6,11 @@ import torch
 from ranked import FLOW, SCORE, difference, weights
 from torch import nn
 
-from experiment import first_look, load_run, train
+from experiment import load_run, train
 from experiment.checkpoint import load_checkpoint
+from experiment.distributed import first_look
+from experiment.distributed.sharding import check_gradients
 from experiment.errors import UserError
-from experiment.sharding import check_gradients
 
 SHARED = [name for name in ranked.MODELS if name not in ("batchnorm", "scalars")]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from discrete import BatchNorm
+from experiment.distributed.ranks import Ranks
 from experiment.errors import UserError
-from experiment.ranks import Ranks
 
 
 def check_shardable(objective: nn.Module, ranks: Ranks) -> None:

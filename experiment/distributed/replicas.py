@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiment.ranks import Ranks
+from experiment.distributed.ranks import Ranks
 
 
 def replicated(objective: nn.Module, reached: frozenset[str], ranks: Ranks, device: torch.device) -> nn.Module:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from experiment.device import resolve_device
+from experiment.distributed.meeting import fresh_store
 from experiment.errors import UserError
-from experiment.meeting import fresh_store
 
 T = TypeVar("T")
 # The others wait for as long as the first validates; torchrun notices a lost process by itself, and at once.
@@ -127,6 +127,14 @@ class Ranks:
 ALONE = Ranks()
 
 
+def announced() -> Ranks:
+    """Which process torchrun says this one is; alone where it started none."""
+    rank, world, local = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    return Ranks(rank=rank, world=world, local=local)
+
+
 @contextmanager
 def joined(*, device: str) -> Iterator[Ranks]:
     """The processes that torchrun started, joined for as long as the block lasts; this one alone where it started none.
@@ -139,20 +147,19 @@ def joined(*, device: str) -> Iterator[Ranks]:
     Raises:
         UserError: as of `Ranks.place`, or another process ended in the middle.
     """
-    rank, world, local = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    if world == 1:
+    ranks = announced()
+    if ranks.world == 1:
         yield ALONE
         return
-    ranks = Ranks(rank=rank, world=world, local=local)
     place = ranks.place(resolve_device(device))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
-        store = fresh_store(rank, world, patience=PATIENCE)
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        store = fresh_store(ranks.rank, ranks.world, patience=PATIENCE)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE
+        )
         torch.distributed.barrier()  # none leaves, with an error, while others are still on their way
         yield ranks
         torch.distributed.barrier()
@@ -160,7 +167,7 @@ def joined(*, device: str) -> Iterator[Ranks]:
         if not _is_lost_peer(error):
             raise
         raise UserError(
-            f"process {rank} of {world} cannot go on: another one ended, whose message says why."
+            f"process {ranks.rank} of {ranks.world} cannot go on: another one ended, whose message says why."
         ) from error
     torch.distributed.destroy_process_group()
 

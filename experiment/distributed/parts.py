@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiment.distributed.ranks import Ranks
 from experiment.errors import UserError
-from experiment.ranks import Ranks
 
 PART_SEED = 7_000_003
 
