@@ -7,13 +7,15 @@ import resource
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiment import engine, partial
+import experiment.partial
+from experiment import engine
 from experiment.checkpoint import load_checkpoint
 from experiment.config import Config, parse_config
 from experiment.errors import UserError
@@ -84,14 +86,9 @@ def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 30
     """SIGKILL at random moments, in turn of the start and after new steps, then an undisturbed end."""
     moments, lost, training = random.Random(0), 0, 0
     for i in range(times):
-        before = max(_steps(folder), default=0)
-        process = _process(trained, model, folder, CHECKPOINT_SECONDS, steps)
-        while i % 2 and process.is_alive() and max(_steps(folder), default=0) <= before:
-            process.join(0.01)
-        process.join(moments.uniform(0, longest))
-        process.kill()
-        process.join()
-        training += max(_steps(folder), default=0) > before
+        start = partial(_process, trained, model, folder, CHECKPOINT_SECONDS, steps)
+        work = partial(_last_step, folder)
+        training += _kill(start, work, seconds=moments.uniform(0, longest), after_work=bool(i % 2))
         lost = max(lost, _lost_steps(folder))
     trained(model, folder, CHECKPOINT_SECONDS, steps)
     _check_same(whole, folder)
@@ -105,18 +102,14 @@ def killed(model: str, folder: Path, whole: Path, *, times: int, steps: int = 30
     }
 
 
-def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float = 4.0) -> Row:
+def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float = 0.5) -> Row:
     """SIGKILL at random moments of trainings, evaluations and comparison of a suite, then an undisturbed end."""
     folder.mkdir()
     path, moments, working = _written_suite(folder, steps), random.Random(3), 0
     _suite(path, folder / "whole")
-    for _ in range(times):
-        before = _work(folder / "killed")
-        process = _process(_suite, path, folder / "killed")
-        process.join(moments.uniform(0, longest))
-        process.kill()
-        process.join()
-        working += _work(folder / "killed") > before
+    for i in range(times):
+        start, work = partial(_process, _suite, path, folder / "killed"), partial(_work, folder / "killed")
+        working += _kill(start, work, seconds=moments.uniform(0, longest), after_work=bool(i % 2))
     _suite(path, folder / "killed")
     whole, found = (_figures(folder / name) for name in ("whole", "killed"))
     for model, a, b in zip(MODELS, whole, found, strict=True):
@@ -125,7 +118,7 @@ def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float =
             raise RuntimeError(f"a suite that was killed ended with {other}={b[other]} of {model}, not {a[other]}")
     return {
         "fault": "kill -9 (suite: trainings, evaluations, comparison)",
-        "how": f"SIGKILL within {longest:g} s of each start, {working} of them after new steps or evaluations",
+        "how": f"SIGKILL at a random moment, {working} times after new steps or evaluations and else in the start",
         "times": times,
         "lost": "the steps and batches since they were last kept; final figures the same",
         "steps_lost": None,
@@ -133,10 +126,21 @@ def killed_suite(folder: Path, *, times: int, steps: int = 500, longest: float =
     }
 
 
+def _kill(start: Callable[[], BaseProcess], work: Callable[[], int], *, seconds: float, after_work: bool) -> bool:
+    """SIGKILL so many seconds after the start of a process, or after its first new work; whether there was any."""
+    before, process = work(), start()
+    while after_work and process.is_alive() and work() <= before:
+        process.join(0.01)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return work() > before
+
+
 def _work(out: Path) -> int:
     """Steps and evaluations that are there."""
     runs = [path.parent for path in out.glob("*/*/metrics.jsonl")]
-    return sum(max(_steps(run), default=0) + (run / "evaluation.json").exists() for run in runs)
+    return sum(_last_step(run) + (run / "evaluation.json").exists() for run in runs)
 
 
 def _written_suite(folder: Path, steps: int) -> Path:
@@ -155,7 +159,7 @@ def _toml(table: Row) -> str:
 
 
 def _suite(path: Path, out: Path) -> None:
-    engine.CHECKPOINT_SECONDS = partial.SECONDS = CHECKPOINT_SECONDS
+    engine.CHECKPOINT_SECONDS = experiment.partial.SECONDS = CHECKPOINT_SECONDS
     run_suite(path, out, threads=1, samples=50)
 
 
@@ -273,11 +277,15 @@ def _steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"lr"' in line]
 
 
+def _last_step(folder: Path) -> int:
+    return max(_steps(folder), default=0)
+
+
 def _lost_steps(folder: Path) -> int:
     """Steps beyond the last checkpoint, which must be whole wherever there is one."""
     if not (folder / "last.ckpt").exists():
-        return max(_steps(folder), default=0)
-    return max(_steps(folder), default=0) - load_checkpoint(folder / "last.ckpt")["progress"]["step"]
+        return _last_step(folder)
+    return _last_step(folder) - load_checkpoint(folder / "last.ckpt")["progress"]["step"]
 
 
 def _check_same(whole: Path, folder: Path) -> None:
