@@ -9,11 +9,12 @@ from torch import nn
 
 from core.nets import MLP
 from experiment import train
+from experiment.builder import load_data
 from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.errors import NumericalError
 from experiment.trainer import Trainer
-from experiment.watch import Watch, origin
+from experiment.watch import NOT_FOUND, Watch, origin
 
 
 def asked(kind: str = "real_nvp", **settings: object):
@@ -99,6 +100,21 @@ def test_more_bad_steps_in_a_row_than_allowed_end_it(tmp_path, broken, most, bad
         return
     with pytest.raises(NumericalError, match=rf"not finite at step 5 \(row 3 of its batch, .*train\.bad_steps={most} "):
         train(asked(bad_steps=most), tmp_path / "run", threads=1)
+
+
+def test_the_batch_of_the_bad_step_is_traced():
+    """And not that of a step before or after it: one row among all brings NaN."""
+    config = asked()
+    trainer = Trainer(config, load_data(config.data, "data"), device=torch.device("cpu"))
+    bad, found = trainer.train_rows[17], {}
+    trainer.built.objective.register_forward_pre_hook(lambda _, given: found.update(rows=(given[0] == bad).all(1)))
+    network = next(m for m in trainer.built.objective.modules() if isinstance(m, nn.Linear))
+    network.register_forward_hook(lambda _, __, y: torch.where(found["rows"][:, None], math.nan, y))
+    step = next(step for step in range(1, 7) if trainer.step()[0].isnan())
+    row = int((trainer._batch(step - 1)[0] == bad).all(1).nonzero())
+    trainer.step()
+    assert trainer.trace(step).startswith(f"row {row} of its batch, first out of ")
+    assert trainer.trace(step + 1) == NOT_FOUND
 
 
 def test_the_innermost_layer_and_its_row_are_named():
