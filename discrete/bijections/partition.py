@@ -106,16 +106,18 @@ class ChannelPartition(Partition):
         self.register_buffer("moving", moving)
         self.register_buffer("order", torch.argsort(torch.cat([passing, moving])))
         self.channels_in, self.channels_out = len(passing), len(moving)
-        # Halves are slices, which cost nothing.
+        # Halves are views: nothing is gathered, and one concatenation joins their gradients.
         self.head_passes = bool(b[: self.channels_in].all())
         self.tail_passes = bool(b[self.channels_out :].all())
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channels that pass, and those that move."""
         if self.head_passes:
-            return x[:, : self.channels_in], x[:, self.channels_in :]
+            passing, moving = x.split((self.channels_in, self.channels_out), 1)
+            return passing, moving
         if self.tail_passes:
-            return x[:, self.channels_out :], x[:, : self.channels_out]
+            moving, passing = x.split((self.channels_out, self.channels_in), 1)
+            return passing, moving
         return x.index_select(1, self.passing), x.index_select(1, self.moving)
 
     def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
