@@ -44,6 +44,7 @@ class ActNorm(Bijection):
         self.bias = nn.Parameter(torch.zeros(channels, *(1 for _ in spatial)))
         self.log_scale = nn.Parameter(torch.zeros_like(self.bias))
         self.register_buffer("initialised", torch.tensor(False))
+        self._started = False
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and its log-determinant; the first call in training mode initialises.
@@ -51,7 +52,7 @@ class ActNorm(Bijection):
         Raises:
             ValueError: the initialising batch has one row, which has no variance.
         """
-        if self.training and not x.is_meta and not self.initialised:
+        if self.training and not x.is_meta and not self._has_started():
             self._initialise(x)
         return self.log_scale.exp() * (x + self.bias), self._log_det(x)
 
@@ -62,6 +63,15 @@ class ActNorm(Bijection):
     def _log_det(self, x: Tensor) -> Tensor:
         return (self.positions * self.log_scale.sum()).expand(x.shape[0])
 
+    def _has_started(self) -> bool:
+        # The host waits for a device that it asks, so it asks no more than until the answer is yes.
+        self._started = self._started or bool(self.initialised)
+        return self._started
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        self._started = False
+        super()._load_from_state_dict(*args, **keywords)
+
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
         if x.shape[0] < 2:
@@ -71,6 +81,7 @@ class ActNorm(Bijection):
         self.bias.copy_(-mean[0])
         self.log_scale.copy_(-torch.log(std[0] + 1e-6))
         self.initialised.fill_(True)
+        self._started = True
 
 
 class BatchNorm(Bijection):

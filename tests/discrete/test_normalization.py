@@ -54,6 +54,15 @@ def test_a_loaded_layer_never_initialises_again() -> None:
         assert torch.equal(copied(other)[0], norm(other)[0])
 
 
+def test_a_layer_given_the_state_of_a_fresh_one_starts_again() -> None:
+    norm, x = ActNorm(3).double().train(), batch((3,))
+    norm(x)
+    norm.load_state_dict(ActNorm(3).double().state_dict())
+    z, _ = norm(x + 5)
+    assert norm.initialised
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+
+
 def test_a_saved_layer_comes_back_initialised_and_goes_on_training() -> None:
     """The flag is in the file; a batch of one is a batch like any other from then on."""
     norm = ActNorm(3).double().train()
