@@ -138,7 +138,8 @@ def measure(
     if ranks.first:
         write_arrays(folder / "evaluation.npz", **arrays)
         write_json(folder / "evaluation.json", asdict(summary))
-    kept.drop()
+        for left in folder.glob("evaluation-*.part"):  # of every process, of one that has not come back as well
+            Partial(left, key="").drop()
     return summary
 
 

@@ -106,7 +106,11 @@ def test_an_evaluation_stopped_after_its_last_batch_still_knows_its_kind(tmp_pat
         patch.setattr(evaluation, "check", stopped)
         with pytest.raises(KeyboardInterrupt):
             evaluate(run.path, draws=1, threads=1)
+    left = Partial(run.path / "evaluation-1.part", key="of a second process, which does not come back")
+    left.keep(found())
+    assert len(list(run.path.glob("*.part"))) == 2
     assert evaluate(run.path, draws=1, threads=1).kind == kind
+    assert not list(run.path.glob("*.part"))
 
 
 def arrays(run):
