@@ -21,6 +21,11 @@ def _optional(row: Row, name: str) -> str:
     return "" if row.get(name) is None else f"{row[name]:.2f}"
 
 
+def _grown(row: Row, name: str, digits: int) -> str:
+    """What it was at the least and at the most, and the power in between."""
+    return f"{row[name][0]:,.{digits}f} → {row[name][-1]:,.{digits}f}, {row['power'][name]:.2f}"
+
+
 TABLES: dict[str, Columns] = {
     "speed": [
         ("case", lambda r: r["case"]),
@@ -75,6 +80,25 @@ TABLES: dict[str, Columns] = {
         ("of whole batches (ms)", lambda r: f"{r['ms']['whole batches']:.3f}"),
         ("times as fast as the faster", lambda r: ratio(r, "faster_than_peer")),
         ("training step (ms)", lambda r: f"{r['ms']['steps']:.1f}"),
+    ],
+    "compile_speed": [
+        ("model", lambda r: r["model"]),
+        ("task", lambda r: r["task"]),
+        ("as it comes (ms)", lambda r: f"{r['ms']['eager']:.1f}"),
+        ("compiled (ms)", lambda r: f"{r['ms']['compiled']:.1f}"),
+        ("times as fast", lambda r: ratio(r, "compiled_faster")),
+        ("the compiler takes (s)", lambda r: f"{r['compiling_s']:.0f}"),
+        ("lost (nats)", lambda r: f"{r['lost_nats']['compiled']:.0e}"),
+    ],
+    "scaling": [
+        ("model", lambda r: r["model"]),
+        ("in", lambda r: r["axis"]),
+        ("from → to", lambda r: f"{r['values'][0]:,} → {r['values'][-1]:,}"),
+        ("in theory", lambda r: str(r["theory"])),
+        ("log-likelihood (ms)", lambda r: _grown(r, "log_prob_ms", 1)),
+        ("training step (ms)", lambda r: _grown(r, "training_ms", 1)),
+        ("log-likelihood (MiB)", lambda r: _grown(r, "log_prob_mib", 0)),
+        ("training step (MiB)", lambda r: _grown(r, "training_mib", 0)),
     ],
     "reduction": [
         ("config", lambda r: f"`{r['config']}`"),
