@@ -1,5 +1,6 @@
 """Time of draws from one masked autoregressive layer as the number of features grows, beside zuko and nflows."""
 
+import os
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiment.plots import COLOURS, png
 
 WIDTHS = {16: 256, 64: 256, 256: 256, 512: 512, 1024: 1024}  # of the two hidden layers, of each D
 ROWS, BUDGET, LEAST = 64, 8.0, 2
+MANY = (512, 1024)  # features and rows: as many rows as elsewhere beside these peers
 
 Row = dict[str, Any]
 
@@ -22,20 +24,24 @@ Row = dict[str, Any]
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a number of features."""
     load = prepare()
-    rows = [_row(D, (width, width)) for D, width in WIDTHS.items()]
+    rows = [_row(D, ROWS) for D in WIDTHS]
     write_atomic(DOCS / "figures" / "autoregressive-growth.png", png(_figure(rows)))
-    return {"layers": 1, "rows": ROWS, "dtype": "float32", **versions(), "load_average_at_start": load}, rows
+    waiting = {"waiting_threads_spin": os.environ.get("GOMP_SPINCOUNT", "not")}
+    settings = {"layers": 1, "dtype": "float32", **versions(), **waiting, "load_average_at_start": load}
+    return settings, [*rows, _row(*MANY)]
 
 
-def _row(D: int, hidden: tuple[int, ...]) -> Row:
+def _row(D: int, rows: int) -> Row:
+    hidden = (WIDTHS[D], WIDTHS[D])
     rivals = mafs(D, hidden, layers=1)
     perturb(rivals)
-    x = torch.empty(ROWS, D)
+    x = torch.empty(rows, D)
     taken = seconds({name: sample(rival, x) for name, rival in rivals.items()}, budget=BUDGET, least=LEAST)
     peer = min(("zuko", "nflows"), key=lambda name: median(taken[name]))
     faster, quartiles = ratio(taken[peer], taken["ours"])
     return {
         "features": D,
+        "rows": rows,
         "hidden": hidden,
         "rounds": len(taken["ours"]),
         **{f"{name}_ms": 1e3 * median(times) for name, times in taken.items()},

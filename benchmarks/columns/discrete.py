@@ -63,6 +63,7 @@ TABLES: dict[str, Columns] = {
     ],
     "autoregressive_growth": [
         ("D", lambda r: str(r["features"])),
+        ("rows", lambda r: str(r["rows"])),
         ("hidden", lambda r: "{} × {}".format(len(r["hidden"]), r["hidden"][0])),
         ("ours (ms)", lambda r: f"{r['ours_ms']:.1f}"),
         ("zuko (ms)", lambda r: _milliseconds(r, "zuko")),
