@@ -2,7 +2,7 @@
 
 from discrete import Bijection, Flow
 from discrete.inference import VAE, NegativeELBO
-from experiment.objective import Preprocessed
+from experiment.building.objective import Preprocessed
 from experiment.sections.vae import VAEModel
 
 

@@ -15,7 +15,7 @@ from core import DensityModel, GaussianMixture
 from core.kernel_density import KernelDensity
 from core.shapes import vector_size
 from experiment.data.dataset import rows_at_once
-from experiment.order import drawn_order
+from experiment.data.order import drawn_order
 from experiment.sections.baselines import BaselineModel, GaussianMixtureModel, GaussianModel, KernelDensityModel
 
 RIDGE = 1e-9  # added to a covariance, in units of the variances of the features
@@ -33,7 +33,7 @@ def build_baseline(
 
     Mean and covariance are summed in float64 over some rows at a time, first the one and then, around it, the other.
 
-    Checked by tests/experiment/test_baselines.py.
+    Checked by tests/experiment/building/test_baselines.py.
 
     Args:
         section: the `[model]` section.

@@ -40,10 +40,13 @@ from discrete import (
     initialize_gaussianization,
 )
 from discrete.bijections.preprocessing import Scaling
-from experiment.autoencoder import build_autoencoder, takes_raw_integers
-from experiment.baselines import FITTED, build_baseline, fitted_count
+from experiment.building.autoencoder import build_autoencoder, takes_raw_integers
+from experiment.building.baselines import FITTED, build_baseline, fitted_count
+from experiment.building.continuous import CONTINUOUS, build_continuous
+from experiment.building.decoded import Decoded
+from experiment.building.ensemble import mixed
+from experiment.building.objective import MaximumLikelihood, Preprocessed
 from experiment.config import Config, Model
-from experiment.continuous import CONTINUOUS, build_continuous
 from experiment.data import (
     Dataset,
     binarized,
@@ -63,11 +66,8 @@ from experiment.data import (
 )
 from experiment.data.dataset import column_name
 from experiment.data.mapped import is_many
-from experiment.decoded import Decoded
-from experiment.ensemble import mixed
+from experiment.data.order import MOST_HELD, drawn_order
 from experiment.errors import UserError
-from experiment.objective import MaximumLikelihood, Preprocessed
-from experiment.order import MOST_HELD, drawn_order
 from experiment.sections.base import Section
 from experiment.sections.baselines import BaselineModel, MixtureModel
 from experiment.sections.continuous import ScoreSDEModel

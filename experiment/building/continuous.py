@@ -36,7 +36,7 @@ from cflows.objectives.weightings import Weighting
 from cflows.ode.solver import ODESolver
 from core import DiagonalNormal, ExactDivergence, GenerativeModel, Hutchinson, HutchPlusPlus
 from core.divergence import Divergence
-from experiment.samplers import build_sampler
+from experiment.building.samplers import build_sampler
 from experiment.sections.base import Section
 from experiment.sections.continuous import (
     CosineVPProcess,

@@ -15,7 +15,7 @@ def mixed(parts: Sequence[DensityModel], held_out: tuple[torch.Tensor, Context] 
 
     Integers get one draw of noise a row, the same for all parts.
 
-    Checked by tests/experiment/test_ensemble.py.
+    Checked by tests/experiment/building/test_ensemble.py.
 
     Args:
         parts: trained densities over raw data, each behind its own preprocessing.

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from experiment import comparison_tables as tables
-from experiment.budget import Array
-from experiment.comparison_page import write_page
-from experiment.contenders import Options, baselines, open_or_train
+from experiment.comparison import tables
+from experiment.comparison.contenders import Options, baselines, open_or_train
+from experiment.comparison.page import write_page
+from experiment.comparison.paired import PairedDifference, paired_differences, ranks, tied_groups
+from experiment.comparison.published import Published, published
+from experiment.comparison.quality import Quality, draws_of, floor, quality
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.errors import UserError
-from experiment.evaluation import evaluate, saved_log_prob, saved_summary
 from experiment.files import write_atomic, write_json
-from experiment.paired import PairedDifference, paired_differences, ranks, tied_groups
-from experiment.published import Published, published
-from experiment.quality import Quality, draws_of, floor, quality
+from experiment.likelihood.budget import Array
+from experiment.likelihood.evaluation import evaluate, saved_log_prob, saved_summary
+from experiment.likelihood.summary import Summary
 from experiment.run import Run
-from experiment.summary import Summary
 
 DRAWN_ROWS, DRAWN_IMAGES = 2000, 100
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiment.config import Config, load_config, parse_config
-from experiment.engine import train
 from experiment.errors import UserError
 from experiment.run import Run, open_run, run_folder
+from experiment.training.engine import train
 
 SIZES: dict[str, dict[int, dict[str, int]]] = {  # options by the dimensions from which they hold: a minute's fit
     "gaussian": {0: {}},

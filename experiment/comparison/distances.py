@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiment.two_sample import bandwidth, distances, gaussian_kernel, pool
+from experiment.comparison.two_sample import bandwidth, distances, gaussian_kernel, pool
 
 
 def sliced_wasserstein(
@@ -25,7 +25,7 @@ def sliced_wasserstein(
         Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", 2015, section 2; frames: Rowland et al.,
         "Orthogonal estimation of Wasserstein distances", 2019.
 
-    Checked by tests/experiment/test_distances.py.
+    Checked by tests/experiment/comparison/test_distances.py.
 
     Args:
         x: first sample, `(n, *event)`.
@@ -61,7 +61,7 @@ def squared_mmd(x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."], *, h: floa
         Gretton et al., "A kernel two-sample test", 2012, eq. 3. The statistic `mmd` of `two_sample_test` is the biased
         one, eq. 5, which has those pairs.
 
-    Checked by tests/experiment/test_distances.py.
+    Checked by tests/experiment/comparison/test_distances.py.
 
     Args:
         x: first sample, `(n, *event)`.
@@ -98,7 +98,7 @@ def frechet_distance(x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."]) -> fl
         Dowson and Landau, "The Fréchet distance between multivariate normal distributions", 1982, eq. 4; of a
         network's features, Heusel et al., "GANs trained by a two time-scale update rule", 2017, section 4.
 
-    Checked by tests/experiment/test_distances.py.
+    Checked by tests/experiment/comparison/test_distances.py.
 
     Args:
         x: features of the first sample, `(n, *event)`.

@@ -18,14 +18,14 @@ from cflows.models.continuous_flow import ContinuousFlow
 from cflows.sde import probability_flow
 from core import DensityModel
 from discrete import Bijection
-from experiment.budget import Array
 from experiment.data import Dataset
+from experiment.likelihood.budget import Array
+from experiment.likelihood.unwrapped import ScoreUnderSDE, innermost, steps
 from experiment.plots import COLOURS, INK, MUTED, extent_of, plain_axis, tile
 from experiment.run import Run
-from experiment.unwrapped import ScoreUnderSDE, innermost, steps
 
 if TYPE_CHECKING:
-    from experiment.comparison import Comparison, Entry
+    from experiment.comparison.compare import Comparison, Entry
 
 Index = NDArray[np.intp]
 
@@ -191,7 +191,7 @@ def _lines_of_mass(axis: Axes, x: Array, across: tuple[float, float], up: tuple[
 def levels_of_mass(p: Array, shares: Sequence[float]) -> Array:
     """The largest level of each share q for which Σ p over cells at or above it is q Σ p or more.
 
-    Checked by tests/experiment/test_corner.py.
+    Checked by tests/experiment/comparison/test_corner.py.
 
     Example:
         >>> levels_of_mass(np.array([[6.0, 1.0], [3.0, 0.0]]), [0.5, 0.9]).tolist()

@@ -11,14 +11,13 @@ import torch
 from matplotlib.figure import Figure
 
 from core import DensityModel
-from experiment import comparison_figures as figures
-from experiment import comparison_tables as tables
+from experiment.comparison import figures, tables
 from experiment.files import write_atomic
 from experiment.plots import density_figure, extent_of, likelihood_figure, png, sample_figure
 from experiment.run import load_run
 
 if TYPE_CHECKING:
-    from experiment.comparison import Comparison
+    from experiment.comparison.compare import Comparison
 
 SHOWN = 64  # images of each model
 
@@ -53,7 +52,7 @@ def write_page(comparison: "Comparison", *, device: torch.device) -> None:
         sources = html.escape(comparison.published[0].source)
         published = f'<h2>In print</h2><div class="scroll">{table}</div><p class="lead">{sources}.</p>'
     best = comparison.summaries[0]
-    page = string.Template(files("experiment").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    page = string.Template(files("experiment.comparison").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"Likelihoods on {best.data}"),
         lead=html.escape(f"{len(comparison.entries)} models, {best.rows} test rows, {best.dimensions} dimensions."),
         table=_table(tables.cells(comparison), sortable=True),

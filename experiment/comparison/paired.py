@@ -71,7 +71,7 @@ def paired_differences(
         Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 12.5 and eq. 16.5. Holm, "A simple
         sequentially rejective multiple test procedure", 1979.
 
-    Checked by tests/experiment/test_paired.py.
+    Checked by tests/experiment/comparison/test_paired.py.
 
     Args:
         names: one a model.

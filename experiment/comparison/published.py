@@ -33,7 +33,9 @@ def published(dataset: str) -> tuple[Published, ...]:
         >>> published("power")[0].model
         'full-covariance Gaussian'
     """
-    table = tomllib.loads(files("experiment").joinpath("published.toml").read_text()).get(SAME.get(dataset, dataset))
+    table = tomllib.loads(files("experiment.comparison").joinpath("published.toml").read_text()).get(
+        SAME.get(dataset, dataset)
+    )
     if table is None:
         return ()
     unit, source = table["unit"], table["source"]

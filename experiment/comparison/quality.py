@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiment.budget import Array
+from experiment.comparison.distances import sliced_wasserstein, squared_mmd
 from experiment.data import Dataset
-from experiment.distances import sliced_wasserstein, squared_mmd
 from experiment.files import file_digest, write_arrays
+from experiment.likelihood.budget import Array
 from experiment.run import Run, load_run
 
 SAMPLE_SEED = 30_000_000

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiment import comparison_tables as tables
-from experiment.comparison import Comparison, compare
+from experiment.comparison import tables
+from experiment.comparison.compare import Comparison, compare
+from experiment.comparison.contenders import Options
 from experiment.config import Config, load_config, parse_config
-from experiment.contenders import Options
 from experiment.data.dataset import column_name
 from experiment.data.spread import resolution
 from experiment.data.table import Array, first_places, read_columns, suffix_of
@@ -120,7 +120,7 @@ def plan(path: Path, out: Path | None = None, *, minutes: float = 3.0) -> Plan:
     others: constants, counters and linear functions of columns before them. Rows that lack a value or occurred before
     are left out as well. Values that rows share are spread. The same file gives the same plan.
 
-    Checked by tests/experiment/test_starter.py.
+    Checked by tests/experiment/comparison/test_starter.py.
 
     Args:
         path: a .csv, .csv.gz, .npy, .npz or .parquet file.

@@ -11,16 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiment.comparison import Comparison, Entry, compare
-from experiment.comparison_tables import markdown
+from experiment.comparison.compare import Comparison, Entry, compare
+from experiment.comparison.tables import markdown
 from experiment.config import Config, parse_config, read_toml, set_value
 from experiment.distributed.ranks import announced, joined
-from experiment.engine import train
 from experiment.errors import UserError
-from experiment.evaluation import evaluate, saved_summary
 from experiment.files import write_atomic, write_json
-from experiment.summary import Summary
+from experiment.likelihood.evaluation import evaluate, saved_summary
+from experiment.likelihood.summary import Summary
 from experiment.threads import available_cores
+from experiment.training.engine import train
 
 KEYS = {"seeds", "data", "models"}
 

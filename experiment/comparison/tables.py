@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from experiment.summary import known
+from experiment.likelihood.summary import known
 
 if TYPE_CHECKING:
-    from experiment.comparison import Comparison, Entry
-    from experiment.published import Published
+    from experiment.comparison.compare import Comparison, Entry
+    from experiment.comparison.published import Published
 
 Cells = tuple[list[str], list[list[str]]]
 BRIEF = {"model", "kind", "rank", "tied", "parameters", "train s", "SW₂"}

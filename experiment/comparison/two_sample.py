@@ -45,7 +45,7 @@ def two_sample_test(
         Székely and Rizzo, "Testing for equal distributions in high dimension", 2004, eq. 6.
         Gretton et al., "A kernel two-sample test", 2012, eq. 5.
 
-    Checked by tests/experiment/test_two_sample.py.
+    Checked by tests/experiment/comparison/test_two_sample.py.
 
     Args:
         x: first sample, `(n, *event)`.

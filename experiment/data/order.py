@@ -34,7 +34,7 @@ class FeistelOrder:
         cycle walking.
         Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, the hash (mix64).
 
-    Checked by tests/experiment/test_order.py.
+    Checked by tests/experiment/data/test_order.py.
 
     Args:
         rows: how many there are, 1 or more.

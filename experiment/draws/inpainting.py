@@ -9,7 +9,7 @@ from torch import Tensor
 from cflows.samplers.inpainting import Inpainting
 from cflows.samplers.sampler import OneStepSampler
 from core.rng import Rng, rand
-from experiment.drawing import (
+from experiment.draws.drawing import (
     PICTURED,
     Rows,
     Written,
@@ -22,11 +22,11 @@ from experiment.drawing import (
     write_picture,
     write_stream,
 )
+from experiment.draws.masks import hidden_part
+from experiment.draws.reverse_process import ReverseProcess
+from experiment.draws.score_draws import Motion, score_process
 from experiment.errors import UserError
 from experiment.files import write_rows
-from experiment.masks import hidden_part
-from experiment.reverse_process import ReverseProcess
-from experiment.score_draws import Motion, score_process
 
 
 def draw_inpaintings(

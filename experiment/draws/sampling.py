@@ -16,7 +16,7 @@ from core.rng import Rng
 from discrete import Flow
 from experiment.data import Dataset
 from experiment.distributed.ranks import ALONE, Ranks
-from experiment.drawing import (
+from experiment.draws.drawing import (
     Opened,
     Rows,
     Written,
@@ -31,9 +31,9 @@ from experiment.drawing import (
     write_picture,
     write_stream,
 )
+from experiment.draws.reverse_process import ReverseProcess
+from experiment.draws.score_draws import Motion, score_process
 from experiment.errors import UserError
-from experiment.reverse_process import ReverseProcess
-from experiment.score_draws import Motion, score_process
 
 
 def draw_samples(

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import overload
 
 from cflows.samplers.sampler import Callback
-from experiment.animation import Recorder, check_animation, shown, write_animation
-from experiment.drawing import PICTURED, Opened
+from experiment.draws.animation import Recorder, check_animation, shown, write_animation
+from experiment.draws.drawing import PICTURED, Opened
+from experiment.draws.reverse_process import ReverseProcess
 from experiment.errors import UserError
-from experiment.reverse_process import ReverseProcess
 from experiment.sections.continuous import ScoreSDEModel
 
 

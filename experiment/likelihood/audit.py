@@ -16,8 +16,8 @@ from core.density import Context
 from discrete import Compose
 from discrete.inference import VAE
 from discrete.mass import MassModel
-from experiment.transport import transport
-from experiment.unwrapped import SolvedByODE, innermost, steps, variant
+from experiment.likelihood.transport import transport
+from experiment.likelihood.unwrapped import SolvedByODE, innermost, steps, variant
 
 AUDIT_SECONDS = 20.0  # beyond it fewer rows are audited, or none
 COPIES = 64  # of a row, one a value of its image, that go through a map at a time
@@ -62,7 +62,7 @@ def audit(
 
     The base in closed form is taken as it is, and so is the term of a dequantization.
 
-    Checked by tests/experiment/test_audit.py.
+    Checked by tests/experiment/likelihood/test_audit.py.
 
     Args:
         model: a density over raw data.

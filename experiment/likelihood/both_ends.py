@@ -10,7 +10,7 @@ from core import DensityModel
 from core.density import Context
 from experiment.batches import batches
 from experiment.data import Dataset
-from experiment.unwrapped import ScoreUnderSDE, encoded, innermost
+from experiment.likelihood.unwrapped import ScoreUnderSDE, encoded, innermost
 
 NOISY = 0.05  # share of the dimensions from which on the density at t_min says more of t_min than of the data
 
@@ -33,7 +33,7 @@ class BothEnds(NamedTuple):
 def both_ends(model: DensityModel, x: Tensor, context: Context = None) -> BothEnds | None:
     """Both ends of a score model under an SDE; None for any other.
 
-    Checked by tests/experiment/test_both_ends.py.
+    Checked by tests/experiment/likelihood/test_both_ends.py.
 
     Args:
         model: a density over raw data.

@@ -67,7 +67,7 @@ def expected_standard_error(log_prob: Array, *, rows: int, draws: int) -> float:
 
     The variance over rows of the mean over d draws is that of the rows plus that of a draw over d.
 
-    Checked by tests/experiment/test_solver_share.py.
+    Checked by tests/experiment/likelihood/test_solver_share.py.
 
     Args:
         log_prob: `(d, n)`, nats; with d = 1 what a draw adds counts as the row's own.

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from core import DensityModel
 from core.density import Context
-from experiment.audit import audit
 from experiment.batches import NOISE_SEED
-from experiment.both_ends import both_ends, column_range, constant_columns
 from experiment.data import Dataset
-from experiment.normalization_check import POINTS, integral
-from experiment.round_trip import largest_round_trip_error
+from experiment.likelihood.audit import audit
+from experiment.likelihood.both_ends import both_ends, column_range, constant_columns
+from experiment.likelihood.normalization_check import POINTS, integral
+from experiment.likelihood.round_trip import largest_round_trip_error
 
 T = TypeVar("T")
 

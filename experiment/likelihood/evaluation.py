@@ -16,19 +16,19 @@ from tqdm import tqdm
 from core import DensityModel
 from core.density import Context, Kind
 from experiment.batches import BATCH_ROWS, NOISE_SEED, batch_at, batch_count
-from experiment.budget import Array, error_budget
-from experiment.checks import check
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
 from experiment.files import file_digest, read_json, write_arrays, write_json
-from experiment.partial import NOTHING_KEPT, Partial
+from experiment.likelihood.budget import Array, error_budget
+from experiment.likelihood.checks import check
+from experiment.likelihood.partial import NOTHING_KEPT, Partial
+from experiment.likelihood.solver_share import ERROR_FACTOR, described, solver_for_share
+from experiment.likelihood.summary import Subject, Summary
+from experiment.likelihood.unwrapped import SolvedByODE, innermost, is_mass
 from experiment.run import Run, load_best, load_run, open_run
-from experiment.solver_share import ERROR_FACTOR, described, solver_for_share
-from experiment.summary import Subject, Summary
 from experiment.threads import set_threads
-from experiment.unwrapped import SolvedByODE, innermost, is_mass
 
 AUDIT_ROWS = 4
 FIELDS = ("log_prob", "std_error", "solver_error", "truncation", "nfe")

@@ -28,7 +28,7 @@ def integral(model: DensityModel, x: Tensor, context: Context = None, *, seed: i
     c and R are middle and half the range of the rows, so that the grid reaches 2.5 R to either side. The rule's error
     falls faster than any power of its step for smooth densities; mass beyond the grid is missing.
 
-    Checked by tests/experiment/test_normalization_check.py.
+    Checked by tests/experiment/likelihood/test_normalization_check.py.
 
     Args:
         model: a density of continuous rows.

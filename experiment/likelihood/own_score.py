@@ -11,20 +11,20 @@ from cflows import SDE, VESDE, VPSDE, CosineVPSDE, ODESolver, PredictedScore, Su
 from core import DensityModel, ExactDivergence, Hutchinson
 from core.divergence import Divergence
 from discrete import Flow
-from experiment.builder import build_preprocessing, load_data
+from experiment.building.builder import build_preprocessing, load_data
+from experiment.building.user_module import Network, made_by, time_shape
 from experiment.config import Evaluate, read_toml
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import UserError
-from experiment.evaluation import AUDIT_ROWS, check_options, measure
+from experiment.likelihood.evaluation import AUDIT_ROWS, check_options, measure
+from experiment.likelihood.score_density import ScoreDensity
+from experiment.likelihood.summary import Subject, Summary
 from experiment.messages import describe
-from experiment.score_density import ScoreDensity
 from experiment.sections.base import Positive, Section
 from experiment.sections.data import Data, NoPreprocessing, Preprocessing
-from experiment.summary import Subject, Summary
 from experiment.threads import set_threads
-from experiment.user_module import Network, made_by, time_shape
 
 PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "cosine_vp": CosineVPSDE, "sub_vp": SubVPSDE, "ve": VESDE}
 

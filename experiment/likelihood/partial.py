@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment.budget import Array
 from experiment.errors import UserError
 from experiment.files import whole_or_absent
+from experiment.likelihood.budget import Array
 
 SECONDS = 20.0  # between two writings: a crash loses at most the batches of this time
 
@@ -17,7 +17,7 @@ SECONDS = 20.0  # between two writings: a crash loses at most the batches of thi
 class Partial:
     """A file of what has been found so far, `(fields, rows)` a batch, as long as it is the same work.
 
-    Checked by tests/experiment/test_partial.py.
+    Checked by tests/experiment/likelihood/test_partial.py.
 
     Args:
         path: the file; nothing is kept where it is None.

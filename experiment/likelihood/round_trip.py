@@ -11,8 +11,8 @@ from core.density import Context
 from discrete import Compose
 from experiment.batches import batches
 from experiment.errors import NumericalError
-from experiment.transport import transport
-from experiment.unwrapped import innermost, steps
+from experiment.likelihood.transport import transport
+from experiment.likelihood.unwrapped import innermost, steps
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from cflows.ode.budget import SolverChoice
 from core import DensityModel, LikelihoodEstimate
 from core.density import Context
 from discrete import Compose
-from experiment.budget import expected_standard_error
-from experiment.unwrapped import SolvedByODE, innermost, steps, variant
+from experiment.likelihood.budget import expected_standard_error
+from experiment.likelihood.unwrapped import SolvedByODE, innermost, steps, variant
 
 PILOT_ROWS = 256
 ERROR_FACTOR = 10.0  # a solve is compared with one that is looser by this
@@ -27,7 +27,7 @@ def solver_for_share(
     Rows are drawn twice where they are to be drawn more than once, so that the noise of draws, which their number
     takes away, is told from the spread of the rows, which it does not.
 
-    Checked by tests/experiment/test_solver_share.py.
+    Checked by tests/experiment/likelihood/test_solver_share.py.
 
     Args:
         model: a density over raw data.

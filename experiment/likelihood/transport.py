@@ -11,7 +11,7 @@ from cflows.models.continuous_flow import ContinuousFlow
 from cflows.ode.field import Plain
 from core import DensityModel
 from core.density import Context
-from experiment.unwrapped import ScoreUnderSDE
+from experiment.likelihood.unwrapped import ScoreUnderSDE
 
 Map = Callable[[Tensor], Tensor]
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from core import AtContext, DensityModel, MixtureOfDensities
-from experiment import detection
-from experiment.budget import Array
 from experiment.data import Dataset
 from experiment.device import resolve_device
 from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import UserError
-from experiment.evaluation import asked_draws, check_options, likelihoods, load_density, noise_draws
 from experiment.files import write_atomic, write_json
-from experiment.other_rows import other_rows
+from experiment.likelihood.budget import Array
+from experiment.likelihood.evaluation import asked_draws, check_options, likelihoods, load_density, noise_draws
+from experiment.other_data import detection
+from experiment.other_data.other_rows import other_rows
 from experiment.plots import anomaly_figure, png
 from experiment.run import open_run
 from experiment.threads import set_threads
@@ -127,7 +127,7 @@ def anomalies(
     A p-value is conformal: from the scores of the validation rows, which the model was not fitted to. A run with labels
     is asked for p(x) = Σ_y p(y) p(x | y), p(y) the frequencies of the classes in training.
 
-    Checked by tests/experiment/test_anomaly.py.
+    Checked by tests/experiment/other_data/test_anomaly.py.
 
     Args:
         run: the run folder.

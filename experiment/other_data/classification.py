@@ -10,14 +10,14 @@ from scipy.special import logsumexp
 from tqdm import tqdm
 
 from core import MixtureOfDensities
-from experiment.anomaly import marginal
 from experiment.batches import batches
-from experiment.budget import Array, standard_error
 from experiment.device import resolve_device
 from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import asked_draws, check_options, load_density, noise_draws
 from experiment.files import write_arrays, write_json
+from experiment.likelihood.budget import Array, standard_error
+from experiment.likelihood.evaluation import asked_draws, check_options, load_density, noise_draws
+from experiment.other_data.anomaly import marginal
 from experiment.run import open_run
 from experiment.threads import set_threads
 
@@ -75,7 +75,7 @@ def classify(
     p(y) are the frequencies of the classes in training. All classes see the same noise, and p(x | y) is the mean over
     its draws.
 
-    Checked by tests/experiment/test_classification.py.
+    Checked by tests/experiment/other_data/test_classification.py.
 
     Args:
         run: the folder of a run with labels.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 from sklearn.metrics import average_precision_score
 
-from experiment.budget import Array
 from experiment.errors import UserError
+from experiment.likelihood.budget import Array
 
 PValues = Callable[[Array, Array], Array]
 
@@ -88,7 +88,7 @@ def conformal_p_values(scores: Array, held_out: Array) -> Array:
         Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005, section 2.2.
         Bates, Candès, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023, eq. 1.
 
-    Checked by tests/experiment/test_detection.py.
+    Checked by tests/experiment/other_data/test_detection.py.
 
     Args:
         scores: larger is stranger, `(m,)`; infinity is the strangest.
@@ -114,7 +114,7 @@ def typicality_p_values(scores: Array, held_out: Array) -> Array:
         Nalisnick, Matsukawa, Teh and Lakshminarayanan, "Detecting out-of-distribution inputs to deep generative models
         using typicality", 2019, eq. 4, for one row.
 
-    Checked by tests/experiment/test_detection.py.
+    Checked by tests/experiment/other_data/test_detection.py.
 
     Args:
         scores: -log p, nats, `(m,)`.
@@ -145,7 +145,7 @@ def area_under_roc(usual: Array, strange: Array) -> tuple[float, float]:
         DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
         characteristic curves: a nonparametric approach", 1988, eq. 4 to 6.
 
-    Checked by tests/experiment/test_detection.py.
+    Checked by tests/experiment/other_data/test_detection.py.
 
     Args:
         usual: scores of the n rows that are not to be found, `(n,)`.
@@ -188,7 +188,7 @@ def discoveries(p_values: Array, *, rate: float) -> NDArray[np.bool_]:
     References:
         Benjamini and Hochberg, "Controlling the false discovery rate", 1995, eq. 1; Bates et al., 2023, theorem 2.
 
-    Checked by tests/experiment/test_detection.py.
+    Checked by tests/experiment/other_data/test_detection.py.
 
     Example:
         >>> discoveries(np.array([0.9, 0.01, 0.03, 0.04]), rate=0.05).tolist()
@@ -209,7 +209,7 @@ def chance_of_as_many(count: int, rows: int, *, held_out: int, level: float) -> 
     References:
         Vovk, "Conditional validity of inductive conformal predictors", 2012, section 3.
 
-    Checked by tests/experiment/test_detection.py.
+    Checked by tests/experiment/other_data/test_detection.py.
 
     Args:
         count: rows that have such a p-value.

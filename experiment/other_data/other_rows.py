@@ -9,8 +9,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from experiment.budget import Array
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import read_toml
 from experiment.data import Dataset
 from experiment.data.dataset import Layout, check_finite, check_levels, lay_out
@@ -18,6 +17,7 @@ from experiment.data.image_folder import read_images
 from experiment.data.spread import resolution
 from experiment.data.table import Missing, first_places, read_table
 from experiment.errors import UserError
+from experiment.likelihood.budget import Array
 from experiment.messages import describe
 from experiment.run import Run
 from experiment.sections.base import Section
@@ -50,7 +50,7 @@ class OtherRows:
 def other_rows(source: Path, run: Run, dataset: Dataset, *, root: Path) -> OtherRows:
     """Rows in the shape, levels and columns of a run, so that its model and its preprocessing take them as they are.
 
-    Checked by tests/experiment/test_other_rows.py.
+    Checked by tests/experiment/other_data/test_other_rows.py.
 
     Args:
         source: a config file, of whose `[data]` the test split counts; a table with the run's columns, in any order; a

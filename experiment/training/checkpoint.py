@@ -22,7 +22,7 @@ NAME = b"cflows checkpoint "
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Writes a state of tensors and plain values: name and format, the sha256 of the rest, and torch's own format.
 
-    At no moment is there no whole file. Checked by tests/experiment/test_checkpoint.py.
+    At no moment is there no whole file. Checked by tests/experiment/training/test_checkpoint.py.
 
     Args:
         path: the file, which is replaced.

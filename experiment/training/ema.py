@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import Tensor
 
-from experiment.builder import Built
+from experiment.building.builder import Built
 
 
 class EMA:

@@ -9,18 +9,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiment.builder import load_data, parameter_count
-from experiment.checkpoint import load_newest, save_checkpoint
+from experiment.building.builder import load_data, parameter_count
 from experiment.config import Config
 from experiment.device import resolve_device
 from experiment.distributed.parts import saved_parts
 from experiment.distributed.ranks import ALONE, Ranks
 from experiment.errors import NumericalError, UserError
-from experiment.lock import sole_writer
-from experiment.metrics import MetricsLog
 from experiment.run import Run, create_run, first_difference, load_best, open_run
 from experiment.threads import set_threads
-from experiment.trainer import Trainer
+from experiment.training.checkpoint import load_newest, save_checkpoint
+from experiment.training.lock import sole_writer
+from experiment.training.metrics import MetricsLog
+from experiment.training.trainer import Trainer
 
 # A crash loses at most the steps of this time.
 CHECKPOINT_SECONDS = 20.0

@@ -16,7 +16,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     A folder into which nothing was written goes again.
 
     The lock is the operating system's: it ends with the process, however that ends. Checked by
-    tests/experiment/test_lock.py.
+    tests/experiment/training/test_lock.py.
 
     Raises:
         UserError: the folder cannot be made or written, or another process holds it.

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from core import DensityModel
 from discrete import BatchNorm, set_batch_statistics
 from experiment.batches import InTurn
-from experiment.builder import Built, build
+from experiment.building.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
+from experiment.data.order import MOST_HELD, Order, drawn_order
 from experiment.distributed.first_look import Look, first_look
 from experiment.distributed.parts import MovingBuffers, Parts
 from experiment.distributed.ranks import ALONE, Ranks
@@ -27,12 +28,11 @@ from experiment.distributed.sharding import (
     share_out,
     whole,
 )
-from experiment.ema import EMA
 from experiment.errors import UserError
-from experiment.order import MOST_HELD, Order, drawn_order
 from experiment.run import parts_of
 from experiment.sections.baselines import MixtureModel
-from experiment.watch import NOT_FOUND, Watch, origin
+from experiment.training.ema import EMA
+from experiment.training.watch import NOT_FOUND, Watch, origin
 
 VALIDATION_SEED = 20_000_000
 STATISTICS_SEED = 30_000_000

@@ -16,7 +16,7 @@ NOT_FOUND = "not found again with other noise"
 class Watch:
     """Loss and gradient norm of steps since they were read, and which were not finite, kept on the device until then.
 
-    Checked by tests/experiment/test_bad_steps.py.
+    Checked by tests/experiment/training/test_bad_steps.py.
 
     Args:
         device: where the steps are.

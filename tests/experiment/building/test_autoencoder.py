@@ -11,12 +11,12 @@ import torch
 from discrete import Flow
 from discrete.inference import VAE
 from experiment import evaluate, load_run, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import Config, parse_config
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.evaluation import saved_log_prob
-from experiment.sampling import draw_samples
-from experiment.trainer import Trainer
+from experiment.likelihood.evaluation import saved_log_prob
+from experiment.training.trainer import Trainer
 
 SMALL = {"kind": "vae", "latent": 2, "hidden": [16], "features": 8, "posterior_hidden": [8], "layers": 2}
 

@@ -10,7 +10,7 @@ from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from core.kernel_density import KernelDensity
 from experiment import evaluate, load_run, train
-from experiment.baselines import bandwidth, build_baseline, fitted_count
+from experiment.building.baselines import bandwidth, build_baseline, fitted_count
 from experiment.config import parse_config
 from experiment.data import dataset
 from experiment.run import load_best

@@ -10,12 +10,12 @@ import pytest
 from cflows import FFJORD, ConditionalFlowMatching, FlowMatching, ODESolver, RegularizedLikelihood
 from core import ExactDivergence, Hutchinson, HutchPlusPlus
 from experiment import evaluate, load_config, load_run, train
-from experiment.builder import build
+from experiment.building.builder import build
 from experiment.config import parse_config
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.sampling import draw_samples
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RK4 = {"method": "rk4", "steps": 2}
 FFJORD_MODEL = {"kind": "ffjord", "hidden": [8], "solver": RK4, "objective": {"solver": RK4}}
 MATCHING_MODEL = {"kind": "flow_matching", "hidden": [8], "solver": RK4}

@@ -10,13 +10,13 @@ import torch
 from core import DiagonalNormal, MixtureOfDensities
 from experiment import compare, evaluate, load_run, train
 from experiment.batches import batches
-from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.building.ensemble import mixed
 from experiment.config import Config, parse_config
 from experiment.data import digits
-from experiment.ensemble import mixed
 from experiment.errors import UserError
-from experiment.evaluation import saved_log_prob, saved_summary
+from experiment.likelihood.evaluation import saved_log_prob, saved_summary
 from experiment.run import Run, open_run
+from experiment.training.checkpoint import load_checkpoint, save_checkpoint
 
 TOY = {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 200, "test_rows": 150}
 SOLVED = {"kind": "score_sde", "hidden": [8], "solver": {"method": "rk4", "steps": 3}}

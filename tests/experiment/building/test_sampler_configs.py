@@ -9,14 +9,14 @@ import torch
 
 from cflows import CosineVPSDE
 from cflows.samplers.sampler import Sampler
-from experiment.builder import build
+from experiment.building.builder import build
+from experiment.building.samplers import build_sampler
 from experiment.config import load_config, parse_config, with_sampler
 from experiment.errors import UserError
-from experiment.samplers import build_sampler
 from experiment.sections.samplers import AnySampler, EulerMaruyamaSampler
 from experiment.sections.samplers import EDMHeunSampler as EDMHeunSection
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECTIONS = get_args(AnySampler)
 OTHER = {  # a value other than the default, and one that is legal
     "steps": 7,

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import compare, contenders, evaluate, normalization_check, train
-from experiment.comparison import Comparison, _check_same_rows
-from experiment.comparison_figures import disagreeing, histogram
+from experiment import compare, evaluate, train
+from experiment.comparison import contenders
+from experiment.comparison.compare import Comparison, _check_same_rows
+from experiment.comparison.contenders import Options, open_or_train
+from experiment.comparison.figures import disagreeing, histogram
+from experiment.comparison.published import published
+from experiment.comparison.quality import Draws, draws_of, floor, quality
 from experiment.config import parse_config
-from experiment.contenders import Options, open_or_train
 from experiment.data import Dataset
 from experiment.errors import UserError
-from experiment.evaluation import saved_summary
-from experiment.published import published
-from experiment.quality import Draws, draws_of, floor, quality
+from experiment.likelihood import normalization_check
+from experiment.likelihood.evaluation import saved_summary
 
 TOY = 'kind = "toy"\nname = "moons"\ntrain_rows = 400\nvalidation_rows = 50\ntest_rows = 300'
 TRAIN = "steps = 4\nbatch_size = 64\nvalidate_every = 2"

@@ -12,7 +12,8 @@ from scipy import stats
 
 from core import KernelDensity, kernel_density
 from discrete.bijections import quantiles
-from experiment import baselines, paired
+from experiment.building import baselines
+from experiment.comparison import paired
 
 MEANS = torch.tensor([[0.0, 0.0], [2.0, -1.0], [0.5, 3.0]], dtype=torch.float64)
 L = torch.tensor([[0.8, 0.0], [0.5, 0.3]], dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from contracts import masses_inside
 from helpers import Tooth
 
-from experiment import comparison_figures as figures
+from experiment.comparison import figures
 from experiment.data import Dataset
 from experiment.plots import density_figure, png, sample_figure
 

@@ -9,8 +9,8 @@ import torch
 from helpers import Tooth, rng
 from torch import Tensor
 
-from experiment.distances import frechet_distance, sliced_wasserstein, squared_mmd
-from experiment.two_sample import two_sample_test
+from experiment.comparison.distances import frechet_distance, sliced_wasserstein, squared_mmd
+from experiment.comparison.two_sample import two_sample_test
 
 Distance = Callable[[Tensor, Tensor], float]
 D = 4

@@ -6,8 +6,8 @@ import pytest
 from contracts import pairs
 from scipy import stats
 
-from experiment import paired
-from experiment.paired import PairedDifference, holm, paired_differences, ranks, tied_groups
+from experiment.comparison import paired
+from experiment.comparison.paired import PairedDifference, holm, paired_differences, ranks, tied_groups
 
 
 def differences(*values: np.ndarray, solver: float = 0.0, resamples: int = 1999) -> list[PairedDifference]:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import contenders, starter
-from experiment.builder import build
+from experiment.building.builder import build
 from experiment.cli import run
+from experiment.comparison import contenders, starter
+from experiment.comparison.starter import plan, toml
 from experiment.config import load_config, parse_config
 from experiment.data import table
 from experiment.errors import UserError
-from experiment.starter import plan, toml
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(300, 3)) @ np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]])
@@ -209,7 +209,7 @@ def test_the_script_takes_a_table_and_says_what_is_wrong_with_it(
     path = tmp_path / "mine.csv"
     path.write_text(text)
     monkeypatch.setattr("sys.argv", ["compare.py", str(path), "--minutes", "1"])
-    main = runpy.run_path(str(Path(__file__).parents[2] / "compare.py"))["main"]
+    main = runpy.run_path(str(Path(__file__).parents[3] / "compare.py"))["main"]
     assert run(main) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}: ")

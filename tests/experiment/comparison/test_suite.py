@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from experiment import contenders, normalization_check
+from experiment.comparison import contenders
+from experiment.comparison.suite import is_suite, read_suite, run_suite
 from experiment.errors import UserError
-from experiment.suite import is_suite, read_suite, run_suite
+from experiment.likelihood import normalization_check
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SUITES = sorted((ROOT / "configs/suites").glob("*.toml"))
 MODEL = '[data]\nkind = "digits"\n[model]\nkind = "{kind}"\nhidden = [8]\n[train]\nsteps = 2\nbatch_size = 64\n'
 SUITE = """

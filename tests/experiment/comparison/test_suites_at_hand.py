@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
+from experiment.comparison.suite import Task, is_suite, read_suite
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.sections.base import Section
-from experiment.suite import Task, is_suite, read_suite
-from experiment.trainer import Trainer
+from experiment.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", ROOT.parent / "shared" / "data"))
 SUITES = {path.stem: path for path in sorted((ROOT / "configs/suites").glob("*.toml"))}
 ROWS = {"train_rows": 64, "validation_rows": 10, "test_rows": 10}

@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 from helpers import rng
 
-from experiment.two_sample import two_sample_test
+from experiment.comparison.two_sample import two_sample_test
 
 
 def draws(rows: int, seed: int, *, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:

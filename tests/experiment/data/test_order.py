@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiment.order import MOST_HELD, FeistelOrder, Order, drawn_order
+from experiment.data.order import MOST_HELD, FeistelOrder, Order, drawn_order
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1))

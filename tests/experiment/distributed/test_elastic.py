@@ -10,9 +10,9 @@ import pytest
 import ranked
 import torch
 
-from experiment.checkpoint import load_checkpoint
+from experiment.training.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 [data]
 kind = "toy"
@@ -33,8 +33,8 @@ ema_decay = 0.9
 KILLED = """
 import os, runpy, signal, sys
 from pathlib import Path
-from experiment import engine
-from experiment.trainer import Trainer
+from experiment.training import engine
+from experiment.training.trainer import Trainer
 
 engine.CHECKPOINT_SECONDS = 0.0
 step, mark, begun = Trainer.step, Path({mark!r}), []

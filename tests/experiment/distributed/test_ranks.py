@@ -9,12 +9,12 @@ import torch
 from ranked import FLOW, PROBED, SCORE, difference, weights
 
 from experiment import train
-from experiment.checkpoint import load_checkpoint
 from experiment.distributed.meeting import fresh_store
 from experiment.distributed.parts import Parts
 from experiment.distributed.ranks import ALONE, Ranks, joined
 from experiment.errors import UserError
 from experiment.files import read_json
+from experiment.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ from ranked import FLOW, SCORE, difference, weights
 from torch import nn
 
 from experiment import load_run, train
-from experiment.checkpoint import load_checkpoint
 from experiment.distributed import first_look
 from experiment.distributed.sharding import check_gradients
 from experiment.errors import UserError
+from experiment.training.checkpoint import load_checkpoint
 
 SHARED = [name for name in ranked.MODELS if name not in ("batchnorm", "scalars")]
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from experiment import train
-from experiment.animation import FRAMES, HELD, Recorder, check_animation, shown, write_animation
 from experiment.config import parse_config
+from experiment.draws.animation import FRAMES, HELD, Recorder, check_animation, shown, write_animation
+from experiment.draws.inpainting import draw_inpaintings
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.inpainting import draw_inpaintings
-from experiment.sampling import draw_samples
 
 SCORE = {"kind": "score_sde", "hidden": [8], "sampler": {"steps": 12}}
 

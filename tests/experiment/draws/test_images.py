@@ -5,7 +5,7 @@ import torch
 
 from experiment import compare, evaluate, train
 from experiment.config import parse_config
-from experiment.sampling import draw_interpolations, draw_samples
+from experiment.draws.sampling import draw_interpolations, draw_samples
 
 SCORE = {
     "kind": "score_sde",

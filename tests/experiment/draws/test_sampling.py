@@ -15,12 +15,12 @@ from cflows.samplers.dpm_solver import DPMSolver
 from experiment import load_run, train
 from experiment.config import parse_config
 from experiment.data import digits, one_hot
+from experiment.draws.inpainting import draw_inpaintings
+from experiment.draws.masks import hidden_part
+from experiment.draws.reverse_process import ReverseProcess
+from experiment.draws.sampling import draw_interpolations, draw_samples
 from experiment.errors import NumericalError, UserError
-from experiment.inpainting import draw_inpaintings
-from experiment.masks import hidden_part
-from experiment.reverse_process import ReverseProcess
 from experiment.run import Run, open_run
-from experiment.sampling import draw_interpolations, draw_samples
 
 SCORE = {"kind": "score_sde", "hidden": [16], "label_dropout": 0.2, "sampler": {"steps": 8}}
 FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [16]}
@@ -41,7 +41,7 @@ def make(folder: Path, model: dict[str, Any], data: dict[str, Any] = DIGITS, **s
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than the draws; test_images.py and test_scripts.py look at them."""
-    monkeypatch.setattr("experiment.drawing.png", lambda figure: b"no picture")
+    monkeypatch.setattr("experiment.draws.drawing.png", lambda figure: b"no picture")
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from experiment.sampling import draw_samples
+from experiment.draws.sampling import draw_samples
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -381,7 +381,7 @@ print(peak() - before, out.stat().st_size / 2**20, len(np.load(out, mmap_mode="r
 
 def test_any_number_of_samples_takes_the_memory_of_a_chunk(flow: Path, tmp_path: Path) -> None:
     """A file of 24 MiB adds less than a fifth of that to the peak."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", MEASURE, flow, tmp_path / "a.npy"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     added, size, rows = map(float, done.stdout.split())

@@ -25,8 +25,8 @@ from discrete import (
     Logit,
     VariationalDequantization,
 )
-from experiment import audit as module
-from experiment.audit import audit
+from experiment.likelihood import audit as module
+from experiment.likelihood.audit import audit
 
 SMALL: dict[str, Any] = {"hidden": (8,)}
 

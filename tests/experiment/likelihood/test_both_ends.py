@@ -10,9 +10,9 @@ from core import ExactDivergence, StandardNormal
 from discrete import Flow
 from discrete.bijections.preprocessing import Scaling
 from experiment import batches
-from experiment.both_ends import both_ends, constant_columns
 from experiment.data import Dataset
-from experiment.score_density import ScoreDensity
+from experiment.likelihood.both_ends import both_ends, constant_columns
+from experiment.likelihood.score_density import ScoreDensity
 
 SDE = VPSDE()
 

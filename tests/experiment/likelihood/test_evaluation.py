@@ -13,13 +13,21 @@ from cflows.ode.budget import SolverChoice
 from core import StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
-from experiment import checks, compare, evaluate, evaluation, load_run, normalization_check, train
-from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment import compare, evaluate, load_run, train
 from experiment.config import parse_config
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import _check_finite, _subject, _summarise, likelihoods, saved_log_prob, saved_summary
+from experiment.likelihood import checks, evaluation, normalization_check
+from experiment.likelihood.evaluation import (
+    _check_finite,
+    _subject,
+    _summarise,
+    likelihoods,
+    saved_log_prob,
+    saved_summary,
+)
+from experiment.likelihood.summary import Summary
 from experiment.run import open_run
-from experiment.summary import Summary
+from experiment.training.checkpoint import load_checkpoint, save_checkpoint
 
 TRAIN = {"steps": 4, "batch_size": 64, "validate_every": 2}
 TOY = {"kind": "toy", "name": "8gaussians", "train_rows": 300, "validation_rows": 50, "test_rows": 1200}

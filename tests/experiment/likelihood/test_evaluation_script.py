@@ -11,7 +11,7 @@ from experiment import cli
 from experiment.cli import evaluation_options, evaluation_parser
 from experiment.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_network_of_ones_own(tmp_path, monkeypatch, capsys):

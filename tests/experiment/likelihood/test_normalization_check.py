@@ -11,8 +11,8 @@ from wrong import TamperedDensity
 from cflows import FFJORD
 from core import DiagonalNormal, GaussianMixture, StandardNormal, StandardUniform
 from discrete import NSF
-from experiment import normalization_check
-from experiment.normalization_check import integral
+from experiment.likelihood import normalization_check
+from experiment.likelihood.normalization_check import integral
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -11,10 +11,11 @@ import torch
 
 import cflows
 from cflows import SDE, VPSDE
-from experiment import evaluate_score, normalization_check
+from experiment import evaluate_score
 from experiment.data import digits, table
 from experiment.errors import NumericalError, UserError
 from experiment.files import read_json
+from experiment.likelihood import normalization_check
 
 VARIANCES = (4.0, 0.25)
 HEAD = '''

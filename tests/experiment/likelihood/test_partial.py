@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from discrete import Flow
-from experiment import evaluate, evaluation, partial, train
+from experiment import evaluate, train
 from experiment.config import parse_config
-from experiment.partial import Partial
+from experiment.likelihood import evaluation, partial
+from experiment.likelihood.partial import Partial
 
 CONFIG = {
     "data": {"kind": "digits"},

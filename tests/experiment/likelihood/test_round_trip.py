@@ -13,9 +13,9 @@ from discrete import AffineCoupling, Bijection, Compose, Dequantization, Flow, G
 from discrete.bijections.preprocessing import Scaling
 from experiment import batches
 from experiment.errors import NumericalError
-from experiment.round_trip import largest_round_trip_error, round_trip_error
-from experiment.score_density import ScoreDensity
-from experiment.transport import transport
+from experiment.likelihood.round_trip import largest_round_trip_error, round_trip_error
+from experiment.likelihood.score_density import ScoreDensity
+from experiment.likelihood.transport import transport
 
 
 class Drifting(Bijection):

@@ -13,9 +13,9 @@ from cflows import FFJORD, VPSDE, ODESolver
 from core import GaussianMixture, StandardNormal
 from discrete import Compose, Dequantization, Flow
 from discrete.bijections.preprocessing import Scaling
-from experiment.budget import expected_standard_error
-from experiment.score_density import ScoreDensity
-from experiment.solver_share import described, solver_for_share
+from experiment.likelihood.budget import expected_standard_error
+from experiment.likelihood.score_density import ScoreDensity
+from experiment.likelihood.solver_share import described, solver_for_share
 
 PLANE = GaussianMixture(MEANS, COVARIANCES, WEIGHTS)
 

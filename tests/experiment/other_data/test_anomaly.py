@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from core import DiagonalNormal
-from experiment import anomalies, anomaly, cli, evaluate, load_run, train
-from experiment.anomaly import marginal
+from experiment import anomalies, cli, evaluate, load_run, train
 from experiment.cli import evaluation_options, evaluation_parser
 from experiment.config import parse_config
 from experiment.data import digits
-from experiment.detection import area_under_roc, conformal_p_values, typicality_p_values
 from experiment.errors import NumericalError, UserError
-from experiment.evaluation import saved_log_prob
+from experiment.likelihood.evaluation import saved_log_prob
+from experiment.other_data import anomaly
+from experiment.other_data.anomaly import marginal
+from experiment.other_data.detection import area_under_roc, conformal_p_values, typicality_p_values
 from experiment.run import Run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOY = {"kind": "toy", "name": "moons", "train_rows": 500, "validation_rows": 120, "test_rows": 150}
 SHORT = {"steps": 2, "batch_size": 64, "validate_every": 2}
 SOLVER = {"method": "rk4", "steps": 3}
@@ -205,7 +206,7 @@ def test_what_cannot_be_scored_is_named(gaussian, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"energy has no likelihood to evaluate"):
         anomalies(scores.path, tmp_path / "rows.npy")
     monkeypatch.setattr(
-        "experiment.anomaly.load_density", lambda *_, **__: DiagonalNormal(2, scale=1e-20, learnable=False)
+        "experiment.other_data.anomaly.load_density", lambda *_, **__: DiagonalNormal(2, scale=1e-20, learnable=False)
     )
     with pytest.raises(NumericalError, match="the log-likelihood of test row 0 is -inf"):
         anomalies(gaussian.path, tmp_path / "rows.npy", threads=1)

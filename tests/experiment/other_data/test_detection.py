@@ -8,8 +8,8 @@ from contracts import detections as contract
 from helpers import Tooth
 from scipy.stats import binom
 
-from experiment import detection
 from experiment.errors import UserError
+from experiment.other_data import detection
 
 KEPT = [
     (contract.p_values_are_never_too_small, detection.conformal_p_values),

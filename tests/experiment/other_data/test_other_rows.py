@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError
-from experiment.other_rows import OtherRows, other_rows
+from experiment.other_data.other_rows import OtherRows, other_rows
 from experiment.run import Run
 
 FLOW = {"kind": "real_nvp", "layers": 1, "hidden": [4]}

@@ -9,10 +9,10 @@ import torch
 from discrete import MADE
 from discrete.mass import MassModel
 from experiment import evaluate, load_run, train
-from experiment.builder import build
+from experiment.building.builder import build
 from experiment.config import parse_config
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.sampling import draw_samples
 
 FLOWS: dict[str, dict[str, Any]] = {
     "made": {"conditional": "mixture", "components": 2, "hidden": [64], "order": "random", "masks": 2},

@@ -9,12 +9,12 @@ from torch import nn
 
 from core.nets import MLP
 from experiment import train
-from experiment.builder import load_data
-from experiment.checkpoint import load_checkpoint
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.errors import NumericalError
-from experiment.trainer import Trainer
-from experiment.watch import NOT_FOUND, Watch, origin
+from experiment.training.checkpoint import load_checkpoint
+from experiment.training.trainer import Trainer
+from experiment.training.watch import NOT_FOUND, Watch, origin
 
 
 def asked(kind: str = "real_nvp", **settings: object):
@@ -78,7 +78,7 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, broken, kind, gradient):
 def test_a_step_left_out_moves_no_parameter_and_no_moment(broken, optimizer):
     broken({2})
     config = asked(optimizer=optimizer)
-    from experiment.builder import load_data
+    from experiment.building.builder import load_data
 
     trainer = Trainer(config, load_data(config.data, "data"), device=torch.device("cpu"))
     trainer.step()

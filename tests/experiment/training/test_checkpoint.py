@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from experiment import load_run, train
-from experiment.checkpoint import FORMAT, NAME, load_checkpoint, load_newest, save_checkpoint
 from experiment.config import parse_config
 from experiment.errors import UserError
+from experiment.training.checkpoint import FORMAT, NAME, load_checkpoint, load_newest, save_checkpoint
 
 STATE = {"model": {"w": torch.arange(1000.0)}, "step": 3, "name": "x"}
 
@@ -148,7 +148,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_a_training_goes_on_from_the_last_good_checkpoint(tmp_path, monkeypatch, damage):
     """With the bits of a training that nothing happened to."""
     whole = train(asked(), tmp_path / "whole", threads=1)
-    monkeypatch.setattr("experiment.engine.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("experiment.training.engine.CHECKPOINT_SECONDS", -1.0)
     run = train(asked(), tmp_path / "run", threads=1)
     assert [load_checkpoint(p)["progress"]["step"] for p in (run.last, run.previous)] == [12, 11]
     content = bytearray(run.last.read_bytes())

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from core import DiagonalNormal
-from experiment.builder import Built
-from experiment.ema import EMA
-from experiment.objective import MaximumLikelihood
+from experiment.building.builder import Built
+from experiment.building.objective import MaximumLikelihood
+from experiment.training.ema import EMA
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.999])

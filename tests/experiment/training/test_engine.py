@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from discrete import BatchNorm
-from experiment import engine, load_run, train
-from experiment.checkpoint import load_checkpoint
+from experiment import load_run, train
 from experiment.config import Train, parse_config
 from experiment.data import Dataset, digits
 from experiment.errors import NumericalError, UserError
 from experiment.run import open_run
-from experiment.trainer import Trainer, learning_rate
+from experiment.training import engine
+from experiment.training.checkpoint import load_checkpoint
+from experiment.training.trainer import Trainer, learning_rate
 
 FLOW = {"kind": "real_nvp", "layers": 2, "hidden": [16], "dropout": 0.3}
 SCORE = {"kind": "score_sde", "hidden": [16, 16], "dropout": 0.3}

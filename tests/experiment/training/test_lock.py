@@ -12,9 +12,9 @@ import pytest
 from experiment import train
 from experiment.config import parse_config
 from experiment.errors import UserError
-from experiment.lock import sole_writer
+from experiment.training.lock import sole_writer
 
-HOLD = "import sys, pathlib; from experiment.lock import sole_writer\n"
+HOLD = "import sys, pathlib; from experiment.training.lock import sole_writer\n"
 HOLD += "with sole_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from experiment.errors import UserError
-from experiment.metrics import MetricsLog
+from experiment.training.metrics import MetricsLog
 
 
 def test_a_full_disk_is_one_sentence_and_stays_one_as_the_file_is_closed(tmp_path):

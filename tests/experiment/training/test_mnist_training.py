@@ -9,9 +9,9 @@ import torch
 
 from experiment import evaluate, load_config, train
 from experiment.data import mnist
-from experiment.trainer import Trainer
+from experiment.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", ROOT.parent / "shared" / "data"))
 SHORT = ["train.steps=300", "train.batch_size=128", "train.validate_every=50", "train.warmup_steps=20"]
 

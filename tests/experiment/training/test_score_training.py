@@ -22,14 +22,14 @@ from cflows import (
 )
 from cflows.objectives.weightings import Weighting
 from experiment import compare, evaluate, load_config, load_run, train
-from experiment.builder import build
+from experiment.building.builder import build
+from experiment.comparison.two_sample import two_sample_test
 from experiment.config import parse_config
 from experiment.data import digits, sample_toy
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.sampling import draw_samples
-from experiment.two_sample import two_sample_test
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL_NCSN = {"kind": "ncsn", "hidden": [8], "ladder": {"levels": 3}, "sampler": {"steps": 2}}
 OBJECTIVES = [
     {"kind": "implicit"},

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import evaluate, trainer
-from experiment.builder import load_data
-from experiment.checkpoint import load_checkpoint
+from experiment import evaluate
+from experiment.building.builder import load_data
 from experiment.config import Config, parse_config
-from experiment.engine import train
-from experiment.evaluation import saved_log_prob
-from experiment.order import FeistelOrder
+from experiment.data.order import FeistelOrder
+from experiment.likelihood.evaluation import saved_log_prob
 from experiment.run import Run
-from experiment.trainer import Trainer
+from experiment.training import trainer
+from experiment.training.checkpoint import load_checkpoint
+from experiment.training.engine import train
+from experiment.training.trainer import Trainer
 
 ROWS = 200
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiment import evaluate, load_config, train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
