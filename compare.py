@@ -26,9 +26,9 @@ def main() -> None:
     p.add_argument("--jobs", type=int, default=1, help="trainings of a suite at a time; default 1")
     options = vars(p.parse_args())
     from experiment import compare  # torch takes seconds, which --help need not
+    from experiment.comparison.starter import plan
+    from experiment.comparison.suite import is_suite, run_suite
     from experiment.data.table import is_table
-    from experiment.starter import plan
-    from experiment.suite import is_suite, run_suite
 
     contenders, out, jobs, minutes = (options.pop(name) for name in ("contenders", "out", "jobs", "minutes"))
     if len(contenders) == 1 and is_suite(contenders[0]):

@@ -9,8 +9,8 @@ def main() -> None:
     """Parses, draws, says where the samples lie."""
     asked = sampling_parser().parse_args()
     from experiment.distributed.ranks import joined
-    from experiment.inpainting import draw_inpaintings  # torch takes seconds, which --help need not
-    from experiment.sampling import draw_interpolations, draw_samples
+    from experiment.draws.inpainting import draw_inpaintings  # torch takes seconds, which --help need not
+    from experiment.draws.sampling import draw_interpolations, draw_samples
 
     draw = draw_inpaintings if asked.part is not None else draw_samples if asked.steps is None else draw_interpolations
     with joined(device=asked.device) as ranks:

@@ -13,8 +13,8 @@ from benchmarks.flow_peers import Run, ratio, seconds
 from benchmarks.peers import prepare
 from benchmarks.record import DATA
 from experiment import load_config
-from experiment.builder import load_data
-from experiment.trainer import Trainer
+from experiment.building.builder import load_data
+from experiment.training.trainer import Trainer
 
 CONFIGS = ("configs/digits/real_nvp.toml", "configs/mnist/real_nvp.toml", "configs/bsds300_patches/real_nvp.toml")
 BATCHES, STEPS, BUDGET = 50, 5, 10.0

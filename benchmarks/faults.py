@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-import experiment.partial
-from experiment import engine
-from experiment.checkpoint import load_checkpoint
+import experiment.likelihood.partial
+from experiment.comparison.suite import run_suite
 from experiment.config import Config, parse_config
 from experiment.errors import UserError
 from experiment.run import open_run
-from experiment.suite import run_suite
+from experiment.training import engine
+from experiment.training.checkpoint import load_checkpoint
 
 KILLS, SUITES, FLIPS, CUTS, FULL, SECOND = 50, 10, 1000, 200, 20, 20
 CHECKPOINT_SECONDS = 0.05
@@ -159,7 +159,7 @@ def _toml(table: Row) -> str:
 
 
 def _suite(path: Path, out: Path) -> None:
-    engine.CHECKPOINT_SECONDS = experiment.partial.SECONDS = CHECKPOINT_SECONDS
+    engine.CHECKPOINT_SECONDS = experiment.likelihood.partial.SECONDS = CHECKPOINT_SECONDS
     run_suite(path, out, threads=1, samples=50)
 
 

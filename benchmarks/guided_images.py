@@ -13,7 +13,7 @@ from benchmarks.sampler_images import DATA
 from cflows import AncestralSampling, DPMSolver, classifier_free
 from cflows.samplers.sampler import Sampler
 from experiment import load_config, load_run, train
-from experiment.reverse_process import ReverseProcess
+from experiment.draws.reverse_process import ReverseProcess
 from experiment.threads import set_threads
 
 CONFIG, RUN, SAMPLES = "configs/mnist/vp_sde_labels.toml", RUNS / "mnist-vp_sde_labels", 400

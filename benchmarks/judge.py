@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.labels import Labelled
 from benchmarks.record import RUNS
-from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.training.checkpoint import load_checkpoint, save_checkpoint
 
 SETTINGS = {"widths": (16, 32), "features": 64, "epochs": 3, "batch": 128, "learning_rate": 3e-3, "seed": 0}
 CACHE = RUNS / "mnist-judge" / "judge.ckpt"

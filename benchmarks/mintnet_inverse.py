@@ -14,7 +14,7 @@ from core.shapes import sum_event
 from discrete import Flow, MaskedConvolution
 from discrete.bijections.inversion import Inversion
 from experiment import load_config, load_run, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.run import load_best
 
 CONFIG = "configs/mnist/mintnet_small.toml"

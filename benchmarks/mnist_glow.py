@@ -4,8 +4,8 @@ from typing import Any
 
 from benchmarks.record import DATA, DOCS, RUNS
 from experiment import evaluate, load_config, train
+from experiment.draws.sampling import draw_interpolations, draw_samples
 from experiment.files import write_atomic
-from experiment.sampling import draw_interpolations, draw_samples
 
 CONFIG = "configs/mnist/glow_small.toml"
 THREADS = 2

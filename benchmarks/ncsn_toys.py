@@ -6,10 +6,10 @@ import torch
 
 from benchmarks.record import DOCS, RUNS
 from experiment import load_config, load_run, train
+from experiment.comparison.two_sample import two_sample_test
 from experiment.data import sample_toy
 from experiment.files import write_atomic
 from experiment.plots import png, sample_figure
-from experiment.two_sample import two_sample_test
 
 MODELS = {"8gaussians": ("ncsn",), "moons": ("ncsn", "energy")}
 ROWS, PERMUTATIONS = 2000, 999

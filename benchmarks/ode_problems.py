@@ -14,7 +14,7 @@ from cflows.sde import Score
 from core.shapes import align
 from discrete import Flow
 from experiment import load_config, load_run, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 
 SDE, T_MIN = VPSDE(), 1e-5
 

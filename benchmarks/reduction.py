@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.peers import prepare
 from benchmarks.record import DATA
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import load_config
 from experiment.distributed.ranks import Ranks, joined
-from experiment.trainer import Trainer
+from experiment.training.trainer import Trainer
 
 CONFIGS = ("digits/glow", "digits/vp_sde", "mnist/glow_small", "mnist/made", "mnist/maf")
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 30_000_000)

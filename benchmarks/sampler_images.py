@@ -15,12 +15,12 @@ from benchmarks.record import DATA, DOCS, RUNS
 from benchmarks.sampler_figure import draw_figure
 from benchmarks.samplers import BASELINE, BASELINE_NFE, SOLVERS, Solver, points, run
 from experiment import load_config, load_run, train
-from experiment.distances import frechet_distance, sliced_wasserstein, squared_mmd
+from experiment.comparison.distances import frechet_distance, sliced_wasserstein, squared_mmd
+from experiment.comparison.two_sample import bandwidth, distances
+from experiment.draws.reverse_process import ReverseProcess
 from experiment.files import write_atomic
 from experiment.plots import png, sample_figure
-from experiment.reverse_process import ReverseProcess
 from experiment.threads import set_threads
-from experiment.two_sample import bandwidth, distances
 
 CONFIG, RUN = "configs/mnist/vp_sde_unet.toml", RUNS / "mnist-vp_sde_unet"
 SAMPLES, CHUNK, REFERENCE, KERNEL_ROWS, DIRECTIONS, RESAMPLES = 400, 100, 10_000, 1000, 128, 30

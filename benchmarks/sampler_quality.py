@@ -14,10 +14,10 @@ from cflows import SDE, VPSDE
 from cflows.sde import Score
 from core import GaussianMixture
 from experiment import load_config, load_run, train
-from experiment.distances import sliced_wasserstein, squared_mmd
-from experiment.reverse_process import ReverseProcess
+from experiment.comparison.distances import sliced_wasserstein, squared_mmd
+from experiment.comparison.two_sample import bandwidth, distances
+from experiment.draws.reverse_process import ReverseProcess
 from experiment.threads import available_cores
-from experiment.two_sample import bandwidth, distances
 
 GROUPS, ROWS, REFERENCE, KERNEL_ROWS, DIRECTIONS = 8, 2000, 20_000, 1000, 16
 EVALUATIONS = (5, 10, 15, 20, 30, 50, 70, 100, 200, 500, BASELINE_NFE)

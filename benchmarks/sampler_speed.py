@@ -11,8 +11,8 @@ from benchmarks.flow_peers import Run, ratio, seconds
 from benchmarks.samplers import SOLVERS, Counted
 from cflows import ScoreSDE
 from experiment import load_config
-from experiment.builder import build
-from experiment.reverse_process import ReverseProcess
+from experiment.building.builder import build
+from experiment.draws.reverse_process import ReverseProcess
 from experiment.threads import keep_freed_memory
 
 CONFIG, BATCH, STEPS = "configs/mnist/vp_sde_unet.toml", 64, 4

@@ -5,8 +5,8 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.record import DATA, RUNS
-from experiment.published import published
-from experiment.suite import run_suite
+from experiment.comparison.published import published
+from experiment.comparison.suite import run_suite
 from experiment.threads import available_cores
 
 KEPT = (

@@ -18,7 +18,7 @@ class KernelDensity(Base):
     References:
         Silverman, "Density estimation for statistics and data analysis", 1986, eq. 4.1 and 4.2.
 
-    Checked by tests/contracts/densities.py::matches_reference and tests/experiment/test_baselines.py.
+    Checked by tests/contracts/densities.py::matches_reference and tests/experiment/building/test_baselines.py.
 
     Args:
         rows: x_n, `(N, features)`.

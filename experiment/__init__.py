@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from experiment.anomaly import anomalies
-    from experiment.builder import build
-    from experiment.classification import classify
-    from experiment.comparison import compare
+    from experiment.building.builder import build
+    from experiment.comparison.compare import compare
     from experiment.config import load_config
-    from experiment.engine import train
-    from experiment.evaluation import evaluate
-    from experiment.own_score import evaluate_score
+    from experiment.likelihood.evaluation import evaluate
+    from experiment.likelihood.own_score import evaluate_score
+    from experiment.other_data.anomaly import anomalies
+    from experiment.other_data.classification import classify
     from experiment.run import load_run
+    from experiment.training.engine import train
 
 __all__ = [
     "anomalies",
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _PLACES = {
-    "anomalies": "anomaly",
-    "build": "builder",
-    "classify": "classification",
-    "compare": "comparison",
-    "evaluate": "evaluation",
-    "evaluate_score": "own_score",
+    "anomalies": "other_data.anomaly",
+    "build": "building.builder",
+    "classify": "other_data.classification",
+    "compare": "comparison.compare",
+    "evaluate": "likelihood.evaluation",
+    "evaluate_score": "likelihood.own_score",
     "load_config": "config",
     "load_run": "run",
-    "train": "engine",
+    "train": "training.engine",
 }
 
 

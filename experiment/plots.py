@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from experiment.summary import Summary
+    from experiment.likelihood.summary import Summary
 
 Array = NDArray[np.float64]
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from core import DensityModel, GenerativeModel
-from experiment.builder import Built, build, load_data
-from experiment.checkpoint import load_checkpoint
+from experiment.building.builder import Built, build, load_data
 from experiment.config import Config, parse_config
 from experiment.data import Dataset
 from experiment.errors import UserError
 from experiment.files import read_json, write_json
 from experiment.sections.baselines import MixtureModel
+from experiment.training.checkpoint import load_checkpoint
 
 REQUIRED = ("config_sha256_16", "data_root", "data_sha256_16", "event_shape", "bins", "image_shape")
 RUNS = Path("runs")

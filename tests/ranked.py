@@ -12,14 +12,14 @@ from contextlib import contextmanager
 import torch
 
 from experiment import cli, evaluate, load_config, train
-from experiment.checkpoint import load_checkpoint
 from experiment.config import parse_config
 from experiment.data import Dataset
 from experiment.distributed import first_look, sharding
 from experiment.distributed.ranks import ALONE, joined
+from experiment.draws.sampling import draw_samples
 from experiment.errors import NumericalError
-from experiment.sampling import draw_samples
-from experiment.trainer import Trainer
+from experiment.training.checkpoint import load_checkpoint
+from experiment.training.trainer import Trainer
 
 SAMPLER = {"kind": "euler_maruyama", "steps": 5}
 SCORE = {"kind": "score_sde", "hidden": [8, 8], "dropout": 0.3}
@@ -48,7 +48,7 @@ def launch(target, *args, world=2, seconds=120, store=None):
     """
     context = multiprocessing.get_context("forkserver")  # which imports torch once for all
     context.set_forkserver_preload(
-        ["experiment.engine", "experiment.evaluation", "experiment.sampling", "torch._dynamo"]
+        ["experiment.training.engine", "experiment.likelihood.evaluation", "experiment.draws.sampling", "torch._dynamo"]
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -138,7 +138,7 @@ def train_run(ranks, config, folder, shard=False):
 
 def stop_at_five(ranks, config, folder, shard=False):
     """Trains until the checkpoint of the fifth step is written."""
-    from experiment import engine
+    from experiment.training import engine
 
     engine.CHECKPOINT_SECONDS = 0.0
     step = Trainer.step

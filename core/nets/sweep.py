@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core.modes import inferring
+
 if TYPE_CHECKING:
     from core.nets.masked import MaskedMLP, Node
 
@@ -77,7 +79,7 @@ class Plan:
         return slice(self.upto[value][m + 1], None)
 
 
-@torch.no_grad()
+@inferring
 def sweep(
     network: "MaskedMLP", choose: Callable[[slice, Tensor], Tensor], rows: int, context: Tensor | None, *, mask: int
 ) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.modes import inferring
 from core.nets.mlp import check_context
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values `(rows, heads, tokens, width)`
@@ -82,7 +83,7 @@ class CausalTransformer(nn.Module):
         attend = partial(F.scaled_dot_product_attention, is_causal=True)
         return self._run(previous, self.positions, context, [attend] * len(self.blocks))
 
-    @torch.no_grad()
+    @inferring
     def sweep(
         self, choose: Choose, rows: int, context: Float[Tensor, "rows context_features"] | None = None
     ) -> Float[Tensor, "rows tokens in_features"]:

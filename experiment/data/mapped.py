@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from experiment.data.dataset import Dataset, check_finite, split_sizes
+from experiment.data.order import drawn_order
 from experiment.data.table import Missing, chooser, stacked
 from experiment.data.table_chunks import CHUNKS, VALUES
 from experiment.errors import UserError
 from experiment.files import map_rows, read_json, whole_or_absent, write_json, write_rows
-from experiment.order import drawn_order
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")

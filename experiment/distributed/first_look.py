@@ -29,7 +29,7 @@ class Look(NamedTuple):
 def first_look(objective: nn.Module, loss: Callable[[], Tensor]) -> Look:
     """Computes a loss and its gradient once, which sets what depends on data, such as `ActNorm`.
 
-    Checked by tests/experiment/test_ranks.py and tests/experiment/test_sharding.py.
+    Checked by tests/experiment/distributed/test_ranks.py and tests/experiment/distributed/test_sharding.py.
 
     Args:
         objective: in training mode.

@@ -19,7 +19,7 @@ def fresh_store(rank: int, world: int, *, patience: timedelta) -> "Store":
     torchrun keeps its store over restarts, and in it the addresses of processes that have died. Each process asks under
     a name of its own for that of the start, which the first one tells until all have it.
 
-    Checked by tests/experiment/test_ranks.py.
+    Checked by tests/experiment/distributed/test_ranks.py.
 
     Args:
         rank: of this process.

@@ -18,7 +18,7 @@ class Parts:
     What a part draws follows from its index and the step, not from the process that computes it. The first part's
     generator is that of a training in one part.
 
-    Checked by tests/experiment/test_ranks.py.
+    Checked by tests/experiment/distributed/test_ranks.py.
 
     Args:
         count: parts of a step; 1 for one a process.
@@ -68,7 +68,7 @@ class MovingBuffers:
     Each part of a step starts from where they were before the step, which ends with their mean over the parts; those of
     whole numbers, which count, move alike in all parts.
 
-    Checked by tests/experiment/test_ranks.py.
+    Checked by tests/experiment/distributed/test_ranks.py.
 
     Args:
         buffers: those that move.

@@ -27,7 +27,7 @@ class Ranks:
 
     Every method is called by all of them, in the same order. Alone none communicates.
 
-    Checked by tests/experiment/test_ranks.py.
+    Checked by tests/experiment/distributed/test_ranks.py.
 
     Attributes:
         rank: which of them this one is.

@@ -19,7 +19,7 @@ def replicated(objective: nn.Module, reached: frozenset[str], ranks: Ranks, devi
     References:
         Li et al., "PyTorch distributed: experiences on accelerating data parallel training", 2020.
 
-    Checked by tests/experiment/test_ranks.py.
+    Checked by tests/experiment/distributed/test_ranks.py.
 
     Args:
         objective: on the device, with parameters to train.

@@ -29,7 +29,7 @@ def share_out(objective: nn.Module, units: Iterable[str], *, device: torch.devic
     References:
         Zhao et al., "PyTorch FSDP: experiences on scaling fully sharded data parallel", 2023.
 
-    Checked by tests/experiment/test_sharding.py.
+    Checked by tests/experiment/distributed/test_sharding.py.
 
     Args:
         objective: whose parameters become `DTensor`s.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiment.paired import PairedDifference
+from experiment.comparison.paired import PairedDifference
 
 Differences = Callable[..., list[PairedDifference]]
 

@@ -53,6 +53,16 @@ def places(network: MaskedMLP, mask: int = 0) -> Tensor:
     return network.value_degrees(mask)[0][: network.features]
 
 
+def test_a_sweep_gives_an_ordinary_tensor() -> None:
+    """It comes out of inference mode, whose own tensors could not be multiplied by what is trained."""
+    network = build()
+    x = network.sweep(lambda _, theta: theta.sum(-1), 3)
+    assert not x.is_inference()
+    weight = torch.ones(D, dtype=x.dtype, requires_grad=True)
+    (x * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0))
+
+
 @NAMES
 def test_outputs_depend_on_the_features_before_alone_and_on_all_of_them(name: str) -> None:
     network = build(**VARIANTS[name])

@@ -93,7 +93,9 @@ def test_a_sweep_leaves_nothing_behind() -> None:
 
 def test_a_sweep_has_no_gradient_and_takes_no_rows() -> None:
     net = network()
-    assert not net.sweep(lambda i, y: y[:, :3], 2).requires_grad
+    x = net.sweep(lambda i, y: y[:, :3], 2)
+    assert not x.requires_grad
+    assert not x.is_inference()
     assert net.sweep(lambda i, y: y[:, :3], 0).shape == (0, T, 3)
     assert net(torch.zeros(0, T, 3, dtype=torch.float64)).shape == (0, T, 4)
     assert net.to("meta").sweep(lambda i, y: y[:, :3], 2).shape == (2, T, 3)

@@ -21,9 +21,10 @@ from discrete import (
 )
 from discrete.bijections.reflections import HouseholderMatrix, random_reflections, random_rotation, reflections_of
 from discrete.rbig import principal_axes
-from experiment import engine, evaluate, load_config, load_run, train
-from experiment.builder import build
+from experiment import evaluate, load_config, load_run, train
+from experiment.building.builder import build
 from experiment.config import parse_config
+from experiment.training import engine
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = {

@@ -26,8 +26,8 @@ from discrete.bijections.residual import (
 )
 from experiment import build, load_config
 from experiment.data import digits
-from experiment.evaluation import measure
-from experiment.summary import Subject
+from experiment.likelihood.evaluation import measure
+from experiment.likelihood.summary import Subject
 
 Q = 0.5
 SOME: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from benchmarks import faults
-from experiment import engine, partial
+from experiment.likelihood import partial
+from experiment.training import engine
 
 STEPS = 400
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiment import compare, contenders, normalization_check
-from experiment.comparison import Comparison
+from experiment import compare
+from experiment.comparison import contenders
+from experiment.comparison.compare import Comparison
+from experiment.likelihood import normalization_check
 
 TAKES_OVER = "document.title='taken over'"
 RUN = f"<img src=x onerror=\"{TAKES_OVER}\"> & 'run' $x_{{"  # a file name has no slash

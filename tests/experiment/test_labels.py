@@ -12,16 +12,16 @@ from torch import nn
 from core import GenerativeModel
 from discrete import BatchNorm
 from experiment import compare, evaluate, load_run, train
-from experiment.builder import build
-from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.building.builder import build
+from experiment.building.objective import Preprocessed
 from experiment.config import parse_config
 from experiment.data import Dataset, Labels, digits
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.evaluation import NOISE_SEED, saved_log_prob
-from experiment.objective import Preprocessed
+from experiment.likelihood.evaluation import NOISE_SEED, saved_log_prob
 from experiment.run import Run
-from experiment.sampling import draw_samples
-from experiment.trainer import VALIDATION_SEED, Trainer
+from experiment.training.checkpoint import load_checkpoint, save_checkpoint
+from experiment.training.trainer import VALIDATION_SEED, Trainer
 
 SOLVER = {"method": "rk4", "steps": 2}
 SCORE = {"kind": "score_sde", "hidden": [8], "solver": SOLVER, "sampler": {"steps": 3}}

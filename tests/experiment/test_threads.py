@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import drawing, sampling, threads, train
+from experiment import threads, train
 from experiment.config import parse_config
+from experiment.draws import drawing, sampling
 from experiment.errors import UserError
 
 

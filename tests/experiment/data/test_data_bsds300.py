@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiment import evaluate, load_config, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset, bsds300, bsds300_patches
 from experiment.data.bsds300 import _draw, _grey

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from experiment import compare, evaluate, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset, cifar, cifar10_lossless_4k
 from experiment.data.cifar import SHA256
+from experiment.draws.sampling import draw_samples
 from experiment.errors import UserError
-from experiment.sampling import draw_samples
 from experiment.sections.data import CifarData
 
 DATA_ROOT = Path(os.environ.get("CFLOWS_DATA_ROOT", Path(__file__).parents[3].parent / "shared" / "data"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import cifar10
 from experiment.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import fashion_mnist
 from experiment.errors import UserError

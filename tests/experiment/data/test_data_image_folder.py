@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import image_folder
 from experiment.errors import UserError

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.data import Dataset, mapped_table, table, table_chunks
 from experiment.errors import UserError
 from experiment.sections.data import TableData
@@ -75,7 +75,7 @@ def test_one_file_of_any_real_dtype_and_order_of_memory(tmp_path: Path, dtype: s
 def test_rows_beyond_those_whose_order_is_held_are_dealt_out_once_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiment.order.drawn_order.__kwdefaults__", {"most_held": 50, "device": "cpu"})
+    monkeypatch.setattr("experiment.data.order.drawn_order.__kwdefaults__", {"most_held": 50, "device": "cpu"})
     x = numbers()
     folder = shards(tmp_path / "events", ".npy", x)
     first, other = (mapped_table(folder, seed=seed) for seed in (0, 1))

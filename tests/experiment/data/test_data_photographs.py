@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset, photographs
 from experiment.errors import UserError

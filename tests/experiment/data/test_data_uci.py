@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiment import evaluate, train
-from experiment.builder import load_data
+from experiment.building.builder import load_data
 from experiment.config import parse_config
 from experiment.data import Dataset, uci
 from experiment.errors import UserError

@@ -1,0 +1,1 @@
+"""From a config to data, a model over raw data and its training objective."""

@@ -1,0 +1,1 @@
+"""Models side by side: trained where they are not yet, ranked, drawn, put on a page."""

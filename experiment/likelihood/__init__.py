@@ -1,0 +1,1 @@
+"""Held-out likelihood, every part of its error, and the checks that it passes."""

@@ -1,0 +1,63 @@
+"""Every ready-made config of images trains as it stands, at full width, and at full depth but for one."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from experiment import evaluate, load_config, load_run, train
+from experiment.config import parse_config
+from experiment.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", ROOT.parent / "shared" / "data"))
+CONFIGS = [*sorted((ROOT / "configs/mnist").glob("*.toml")), *sorted((ROOT / "configs/cifar10_lossless_4k").glob("*"))]
+TWO_STEPS = ["train.steps=2", "train.batch_size=4", "data.validation_rows=10"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_image_config_trains(path, tmp_path):
+    config = load_config(path, TWO_STEPS)
+    if config.model.kind == "residual":  # a pass of all its layers takes a minute here
+        config = load_config(path, [*TWO_STEPS, "model.layers=1"])
+    if not (DATA / config.data.kind).is_dir():
+        pytest.skip(f"{config.data.kind} is not on this machine; set CFLOWS_DATA_ROOT")
+    run = train(config, tmp_path / "run", data_root=DATA, threads=1)
+    assert run.best.is_file()
+
+
+def digits(**sections):
+    base = {"data": {"kind": "digits", "layout": "image"}, "model": {"kind": "real_nvp", "levels": 1, "hidden": [4]}}
+    train_section = {"steps": 3, "batch_size": 32}
+    return parse_config({**base, "train": train_section, **sections}, source="test")
+
+
+def test_variational_dequantization_trains_with_the_flow(tmp_path):
+    """Its parameters, the last of which start at zero, move; the likelihood is a bound."""
+    config = digits(preprocessing={"kind": "logit", "variational": {"layers": 2, "hidden": [4]}})
+    run = train(config, tmp_path / "run")
+    noise = load_run(run.path).bijection.bijections[0]
+    assert type(noise).__name__ == "VariationalDequantization"
+    assert all(p.count_nonzero() for p in noise.parameters())
+    summary = evaluate(run.path, draws=2)
+    assert summary.kind == "bound"
+    assert math.isfinite(summary.log_prob_nats)
+    assert summary.round_trip_max < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"model": {"kind": "score_sde", "hidden": [4]}}, "which model.kind=score_sde|but model.kind=score_sde"),
+        ({"data": {"kind": "toy", "name": "moons"}}, "for integer data"),
+        ({"model": {"kind": "glow", "levels": 8, "depth": 1}}, "of 8 gets"),
+        ({"model": {"kind": "nice"}}, "takes vectors"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, sections, sentence):
+    variational = {"kind": "none", "variational": {"layers": 1}}
+    with pytest.raises(UserError, match=sentence):
+        train(digits(preprocessing=variational, **sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,25 @@
+"""Both sides learn a toy whose entropy is known, and neither goes below it by more than the noise."""
+
+from pathlib import Path
+
+import pytest
+
+from experiment import evaluate, load_config, train
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "gap", "settings"),
+    [
+        ("real_nvp", 0.06, ["train.steps=2000"]),
+        ("vp_sde", 0.15, ["train.steps=2500", "data.test_rows=2000"]),
+    ],
+)
+def test_moons_within_a_gap_of_the_entropy(tmp_path, model, gap, settings):
+    config = load_config(ROOT / f"configs/moons/{model}.toml", settings)
+    summary = evaluate(train(config, tmp_path / model).path)
+    excess = -summary.log_prob_nats - summary.entropy_nats
+    assert -4 * summary.error_nats < excess < gap + 2 * summary.error_nats
+    assert summary.kind == "exact"
