@@ -89,6 +89,9 @@ class Train(Section):
         0, strict=True, ge=0, description="validations without a better one before stopping; 0 never stops"
     )
     log_every: Count = 100
+    compile: bool = Field(
+        False, strict=True, description="let torch.compile make one graph of a step, from the second on"
+    )
     bad_steps: int = Field(
         10,
         strict=True,

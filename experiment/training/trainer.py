@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,6 +108,9 @@ class Trainer:
         self.progress, self.shard = Progress(), shard
         self._epoch = -1
         self._order: Order = torch.empty(0)
+        self._compiled = False
+        if shard and config.train.compile:
+            raise UserError("a model that is shared out cannot be compiled: leave out train.compile or --shard.")
         if shard:
             check_shardable(self.built.objective, ranks)
             self.built.objective.cpu()
@@ -145,6 +149,10 @@ class Trainer:
         self.optimizer.step()
         self.ema.update(self.built)
         self.progress.step += 1
+        if self.config.train.compile and not self._compiled:
+            # The first step lets data set what starts from them, of which no graph knows.
+            self.built.objective.compile(fullgraph=True)
+            self._compiled = True
         return loss, norm
 
     def _gradients(self) -> Tensor:
@@ -166,6 +174,17 @@ class Trainer:
             return objective(rows.to(place), None if context is None else context.to(place), generator=generator)
         except ValueError as error:
             raise UserError(f"training cannot step on batches of {len(rows)} rows: {error}") from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(
+                f"torch.compile cannot make one graph of a step, which no step that draws noise is: "
+                f"{str(error).splitlines()[0]}; leave out train.compile."
+            ) from error
+
+    def _as_it_comes(self) -> AbstractContextManager[None]:
+        """Where the objective is run layer by layer, compiled or not."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _first_look(self) -> Look:
         """Lets the first batch set what depends on data, alike in every process, where the model is."""
@@ -252,7 +271,8 @@ class Trainer:
         noise = torch.Generator(self.device).manual_seed(self.config.seed)
         rows, contexts = zip(*(self._batch(step - 1, part) for part in range(self.parts.count)), strict=True)
         context = None if self.train_context is None else torch.cat(contexts)
-        return origin(self.built.objective.train(), torch.cat(rows), context, generator=noise)
+        with self._as_it_comes():
+            return origin(self.built.objective.train(), torch.cat(rows), context, generator=noise)
 
     def trace_validation(self) -> str:
         """As `trace`, in validation."""
