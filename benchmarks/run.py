@@ -48,6 +48,7 @@ BENCH = (
     "start_time",
     "data_loading",
     "coupling_speed",
+    "planar_speed",
     "autoregressive_speed",
     "autoregressive_growth",
     "gaussianization_speed",
@@ -68,6 +69,7 @@ BENCH = (
 TESTS = ("mutants",)  # what the tests notice: `make mutants`
 PEERS = {  # what a result is measured beside, from the extra `bench`
     "coupling_speed": ("nflows", "normflows", "FrEIA", "zuko"),
+    "planar_speed": ("normflows", "pyro"),
     "linear_speed": ("nflows", "normflows"),
     "continuous_speed": ("flow_matching", "torchcfm", "torchsde"),
     "glow_speed": ("normflows",),

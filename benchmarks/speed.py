@@ -29,6 +29,8 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
 def _cases() -> Iterator[Row]:
     for row in _rows("coupling_speed"):
         yield _case(f"{row['coupling']} coupling, {row['task']}", row)
+    for row in _rows("planar_speed"):
+        yield _case(f"planar layers, {row['direction']}, {row['task']}", row)
     for row in _rows("autoregressive_speed"):
         wanted = TARGETS[row["flow"], row["task"]]
         yield _case(f"{row['flow']}, {row['task']}", row | {"target": wanted})  # today's, not those of the record

@@ -47,6 +47,16 @@ TABLES: dict[str, Columns] = {
         ("difference (nats)", _difference),
         ("met", met),
     ],
+    "planar_speed": [
+        ("direction", lambda r: r["direction"]),
+        ("h", lambda r: f"`{r['activation']}`"),
+        ("task", lambda r: r["task"]),
+        ("ours (ms)", lambda r: f"{r['ms']['ours']:.2f}"),
+        ("peers (ms)", _peers),
+        ("fastest peer / ours", lambda r: ratio(r, "faster_than_peer")),
+        ("difference (nats)", _difference),
+        ("met", met),
+    ],
     "linear_speed": [
         ("layer", lambda r: r["layer"]),
         ("size", lambda r: str(r["size"])),

@@ -90,10 +90,10 @@ class Planar(Bijection):
         """û and w, `(rows, D)`, b and log(1 + wᵀû), `(rows,)`; of one row where there is no context."""
         u, w, b = self.amortization([self.u, self.w, self.b], context)
         size = w.abs().amax(1, keepdim=True).detach()  # the square of a tiny w underflows
-        length = size * torch.linalg.vector_norm(w / size, dim=1, keepdim=True)
+        v = w / size
         a = (u * w).sum(1)
-        u_hat = u + (softplus(-a) - 1)[:, None] / length * (w / length)  # m(a) - a = softplus(-a) - 1
-        return u_hat, w, b, log_softplus(a)
+        step = (softplus(-a) - 1)[:, None] / (size * (v * v).sum(1, keepdim=True))  # m(a) - a = softplus(-a) - 1
+        return torch.addcmul(u, step, v), w, b, log_softplus(a)
 
 
 def _project(v: Tensor, w: Tensor) -> Tensor:
