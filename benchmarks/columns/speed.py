@@ -98,7 +98,7 @@ TABLES: dict[str, Columns] = {
         ("compiled (ms)", lambda r: f"{r['ms']['compiled']:.1f}"),
         ("times as fast", lambda r: ratio(r, "compiled_faster")),
         ("the compiler takes (s)", lambda r: f"{r['compiling_s']:.0f}"),
-        ("lost (nats)", lambda r: f"{r['lost_nats']['compiled']:.0e}"),
+        ("lost (nats)", lambda r: f"{r['lost_nats']:.0e}"),
     ],
     "scaling": [
         ("model", lambda r: r["model"]),
