@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 from benchmarks.flow_peers import Rival, Run, ratio, seconds
 from benchmarks.peers import TASKS, prepare
@@ -33,6 +34,7 @@ Row = dict[str, Any]
 def measure() -> tuple[dict[str, Any], list[Row]]:
     """One row a model and task."""
     load = prepare(1)
+    torch._inductor.config.force_disable_caches = True  # what was compiled yesterday says nothing of the first time
     rows = [_of_flow(name, task) for name in KINDS for task in ("log_prob", "training step")]
     rows += [_of_training(name) for name in TRAINED]
     settings = {"features": D, "hidden": WIDTH, "rows": ROWS, "images": IMAGES, "threads": 1}
