@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 Features = Float[Tensor, "rows n ..."]
 Parameters = Float[Tensor, "rows n ... k"]
+LEAST = -60.0  # log-scale of those that only contract
 Elementwise = tuple[Features, Features]  # the image, and the log-derivative of this direction
 
 
@@ -49,7 +50,8 @@ class AffineTransformer(Transformer):
 
     Two other scales are not the identity at θ = 0 and only contract, by σ = sigmoid(a + 2) in (0, 1): `sigmoid`, that
     of Glow's code, is exp(s) = σ; `gated`, that of inverse autoregressive flows, is z = σ x + (1 - σ) m, so
-    t = (1 - σ) m: a mean of the old value and a new one m, which no number of layers can blow up.
+    t = (1 - σ) m: a mean of the old value and a new one m, which no number of layers can blow up. No scale is below
+    exp(-60), so that the inverse of a layer is finite in float32 for rows of ±1e6 too.
 
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving variational inference with inverse
@@ -89,7 +91,8 @@ class AffineTransformer(Transformer):
         a, t = theta.unbind(-1)
         if self.scale == "tanh":
             return soft_bound(a, self.log_scale_bound, sign=sign), t
-        return sign * F.logsigmoid(a + 2), t * torch.sigmoid(-a - 2) if self.scale == "gated" else t
+        s = F.logsigmoid(a + 2).clamp(min=LEAST)
+        return sign * s, t * torch.sigmoid(-a - 2) if self.scale == "gated" else t
 
 
 def soft_bound(a: Tensor, bound: float, *, sign: int = 1) -> Tensor:

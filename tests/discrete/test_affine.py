@@ -37,6 +37,16 @@ def test_a_saturated_scale_has_finite_gradients_forward(scale: str, a: float) ->
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", ["sigmoid", "gated"])
+def test_the_inverse_of_a_contraction_is_finite_far_out(scale: str) -> None:
+    """Where σ itself would be 0 in float32, at rows of 1e6; where z = t no NaN."""
+    theta = torch.tensor([[[-1e4, 1.5]]]).expand(3, 1, 2)
+    z = torch.tensor([[1e6], [-1e6], [1.5]])
+    x, log_derivative = AffineTransformer(scale=scale).inverse(z, theta)
+    assert x.isfinite().all()
+    assert torch.equal(log_derivative, torch.full((3, 1), 60.0))
+
+
 def gated_is_that_of_the_paper(affine: Transformer) -> None:
     """z = σ x + (1 - σ) m with σ = sigmoid(a + 2), log dz/dx = log σ."""
     a, m = THETA.unbind(-1)
