@@ -36,6 +36,7 @@ from discrete import (
     Planar,
     RealNVP,
     Triangular,
+    WaveNet,
 )
 from discrete.inference import DensityDistillation, distill
 
@@ -45,6 +46,7 @@ SHOWN = {  # of what is not called wrong
     "depth of Glow": "depth=0",
     "layers of MintNet": "layers=0",
     "layers of NICE": "layers=0",
+    "cycles of WaveNet": "cycles=0",
     "layers of RealNVP": "layers=0",
     "strides of RealNVP": "strides=(2,)",
     "mask of Inpainting": "torch.float32",
@@ -69,6 +71,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "triangle": lambda: Triangular(3, triangle=WRONG),
     "layers of MintNet": lambda: MintNet(4, layers=0),
     "normalization of MintNet": lambda: MintNet(4, normalization=WRONG),
+    "cycles of WaveNet": lambda: WaveNet(4, bins=4, cycles=0),
     "layers of NICE": lambda: NICE(4, layers=0),
     "layers of RealNVP": lambda: RealNVP(4, layers=0),
     "normalization of RealNVP": lambda: RealNVP(4, normalization=WRONG),

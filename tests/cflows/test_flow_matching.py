@@ -232,3 +232,8 @@ def test_likelihood_of_a_mixture_by_the_model() -> None:
     x = contracts.MIXTURE.draw(6, rng(20))
     found = exact_flow(contracts.MIXTURE, ODESolver(method="dopri5_per_sample", rtol=1e-7, atol=1e-7)).log_prob(x)
     torch.testing.assert_close(found, contracts.MIXTURE.log_prob(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [None, 4.0])
+def test_the_factor_of_the_error_arrives(factor: float | None) -> None:
+    assert FlowMatching(2, error_factor=factor).error_factor == factor

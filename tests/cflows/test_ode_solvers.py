@@ -11,6 +11,7 @@ from cflows import ode_log_prob
 from cflows.ode.field import Field
 from cflows.ode.fixed_grid import _quadrature, adams
 from cflows.ode.solver import ADAPTIVE, METHODS, PER_SAMPLE, ODESolver
+from cflows.ode.tableaus import DORMAND_PRINCE, FIXED_TABLEAUS
 from core import StandardNormal
 from core.density import DensityModel
 from core.shapes import align
@@ -268,3 +269,17 @@ def test_a_step_is_integrated_through_the_nodes_on_both_sides(order: int) -> Non
         first = i + 1 - order // 2
         assert weights[i].nonzero().flatten().tolist() == list(range(first, first + order))
         torch.testing.assert_close(weights[i, first : first + order], weights[i, first : first + order].flip(0))
+
+
+@pytest.mark.parametrize("name", [*FIXED_TABLEAUS, "dopri5"])
+def test_tableaus_are_consistent(name: str) -> None:
+    """Each row sums to its node, the weights to 1, those of the error to 0: a slip in one entry shows here."""
+    tableau = DORMAND_PRINCE if name == "dopri5" else FIXED_TABLEAUS[name]
+    sums = [sum(row) for row in tableau.rows]
+    assert sums == pytest.approx([*tableau.nodes[1:], 1.0], abs=1e-14)
+    assert sum(tableau.error or ()) == pytest.approx(0.0, abs=1e-14)
+
+
+def test_a_coarser_solver_has_a_step_left() -> None:
+    assert ODESolver(method="euler", steps=1).coarser(10.0).steps == 1
+    assert ODESolver(method="euler", steps=9).coarser(10.0).steps == 4

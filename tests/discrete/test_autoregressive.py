@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from core import DiagonalNormal
+from core.nets.masked import MaskedMLP
 from discrete import IAF, MAF, NSF, Flow, Inverse, MaskedAutoregressive
 
 BOUND = 3.0
@@ -133,3 +134,11 @@ def test_what_does_not_fit_is_named() -> None:
         MaskedAutoregressive(3, order=torch.tensor([0.4, 2.2, 1.9]))
     with pytest.raises(ValueError, match=r"equal widths.*\(8, 9\)"):
         MaskedAutoregressive(3, conditioner="resnet", hidden=(8, 9))
+
+
+def test_random_orders_are_drawn_behind_the_first_layer() -> None:
+    flow = seeded(lambda: MAF(16, layers=3, hidden=(16,), order="random", normalization="none"))
+    first, *others = (m.degrees.argsort().tolist() for m in flow.modules() if isinstance(m, MaskedMLP))
+    assert first == [*range(16)]
+    assert len(others) == 2
+    assert all(sorted(order) == first != order for order in others)
