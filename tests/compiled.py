@@ -33,6 +33,13 @@ def main() -> None:
     print("parameters:", max((a - b).abs().max().item() for a, b, _ in pairs))
     print("moved:", max((a - s).abs().max().item() for a, _, s in pairs))
     print("validation:", abs(plain.validate() - compiled.validate()))
+    stopped, resumed = (trainer(ROWS, compiled=True) for _ in range(2))
+    for _ in range(2):
+        stopped.step()
+    resumed.load_state(copy.deepcopy(stopped.state()))
+    resumed.step()
+    both = zip(compiled.parameters, resumed.parameters, strict=True)
+    print("resumed:", max((a - b).abs().max().item() for a, b in both))
     last = [m for m in compiled.built.model.modules() if isinstance(m, AffineCoupling)][-1]
     with torch.no_grad():
         next(last.conditioner.parameters()).fill_(torch.nan)

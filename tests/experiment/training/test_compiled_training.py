@@ -18,7 +18,10 @@ TESTS = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_compiled_steps_are_the_steps() -> None:
-    """Normalization starts from the first batch in either; the trace of a bad value still runs layer by layer."""
+    """Normalization starts from the first batch in either, and not again in one that goes on from a checkpoint.
+
+    The trace of a bad value still runs layer by layer.
+    """
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run(
         [sys.executable, TESTS / "compiled.py"], env=environment, capture_output=True, text=True, check=True
@@ -26,7 +29,7 @@ def test_compiled_steps_are_the_steps() -> None:
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert found["graphs"] == "1"
     assert float(found["moved"]) > 1e-3
-    for name in ("loss", "parameters", "validation"):
+    for name in ("loss", "parameters", "validation", "resumed"):
         assert float(found[name]) < 1e-5
     assert "first out of model" in found["trace"]
     assert "graph of a step" in found["noisy"]
