@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.nets import sweep
 from core.nets.mlp import activation_layer, check_context, join_context
 from core.shapes import as_permutation
+from core.staircase import Stair, staircase_linear, stairs_of
 
 FeatureOrder = Literal["natural", "reversed", "random"] | Tensor
 HiddenDegrees = Literal["sequential", "random"]
@@ -35,25 +35,47 @@ class Node(NamedTuple):
 
 
 class MaskedLinear(nn.Module):
-    """y = (W ⊙ M) x + b, with one or several masks M over the same weights."""
+    """y = (W ⊙ M) x + b, with one or several masks M over the same weights.
+
+    Under one mask that makes stairs, as where neighbours have neighbouring degrees, a large layer leaves out what
+    these spare.
+
+    Checked by tests/core/test_masked.py.
+
+    Args:
+        in_features: units that it reads.
+        out_features: its own units.
+        masks: number of masks.
+        repeats: of a unit's row in M, as there are parameters of a feature.
+        zero: whether weights and biases start at zero.
+    """
 
     mask: Tensor
 
-    def __init__(self, in_features: int, out_features: int, *, masks: int = 1, zero: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, masks: int = 1, repeats: int = 1, zero: bool = False
+    ) -> None:
         super().__init__()
         linear = nn.Linear(in_features, out_features)
         self.weight, self.bias = linear.weight, linear.bias
         if zero:
             nn.init.zeros_(self.weight)
             nn.init.zeros_(self.bias)
+        self.repeats = repeats
+        self.stairs: list[Stair] = []
         self.register_buffer("mask", torch.ones(masks, out_features, in_features), persistent=False)
+
+    def set_mask(self, mask: int, reads: Bool[Tensor, "out_features in_features"]) -> None:
+        """Which units each unit reads under the mask of this number."""
+        self.mask[mask] = reads.to(self.mask)
+        self.stairs = stairs_of(reads[: len(reads) // self.repeats]) if len(self.mask) == 1 else []
 
     def forward(
         self, x: Float[Tensor, "rows in_features"], *, mask: MaskNumber = 0
     ) -> Float[Tensor, "rows out_features"]:
         """y under the mask of this number."""
         M = self.mask[mask] if isinstance(mask, int) else self.mask.index_select(0, mask)[0]
-        return F.linear(x, self.weight * M, self.bias)
+        return staircase_linear(x, self.weight * M, self.bias, self.stairs, repeats=self.repeats)
 
 
 class MaskedMLP(nn.Module):
@@ -132,7 +154,13 @@ class MaskedMLP(nn.Module):
         self.nodes = _wire(hidden, features * parameters_per_feature, residual=conditioner == "resnet", direct=direct)
         self.widths = [features + context_features, *(node.width for node in self.nodes)]
         self.linears = nn.ModuleList(
-            MaskedLinear(self.widths[node.source], node.width, masks=masks, zero=zero_output and node.is_output)
+            MaskedLinear(
+                self.widths[node.source],
+                node.width,
+                masks=masks,
+                repeats=parameters_per_feature if node.is_output else 1,
+                zero=zero_output and node.is_output,
+            )
             for node in self.nodes
         )
         draws = [
@@ -238,8 +266,7 @@ class MaskedMLP(nn.Module):
             self.sorting[i] = torch.cat([d.argsort(stable=True) for d in degrees]).to(self.sorting.device)
             for node, linear, out in zip(self.nodes, self.masked_linears(), degrees[1:], strict=True):
                 into = degrees[node.source]
-                reads = out[:, None] > into if node.is_output else out[:, None] >= into
-                linear.mask[i] = reads.to(linear.mask)
+                linear.set_mask(i, out[:, None] > into if node.is_output else out[:, None] >= into)
 
     def masked_linears(self) -> list[MaskedLinear]:
         """The layer of each node."""

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.staircase import Stair, staircase_linear, stairs_of
+
 Rows = Float[Tensor, "rows n"]
 Square = Float[Tensor, "n n"]
 Nats = Float[Tensor, ""]
@@ -94,10 +96,11 @@ class TriangularMatrix(Matrix):
             raise ValueError(f"triangle must be lower or upper, but is {triangle!r}.")
         self.upper = triangle == "upper"
         self.factor = nn.Parameter(torch.zeros(n, n))
+        self.stairs = triangle_stairs(n, upper=self.upper)
 
     def multiply(self, x: Rows) -> Rows:
         """x Tᵀ, O(n²) a row."""
-        return F.linear(x, self.matrix())
+        return staircase_linear(x, self.matrix(), None, self.stairs)
 
     def solve(self, z: Rows) -> Rows:
         """z T⁻ᵀ by substitution, O(n²) a row."""
@@ -145,13 +148,14 @@ class LUMatrix(Matrix):
         self.register_buffer("inverse_order", order.argsort())
         self.register_buffer("sign", U.diagonal().sign())
         self.factors = nn.Parameter(L.tril(-1) + s.diag() + U.triu(1))
+        self.lower_stairs, self.upper_stairs = (triangle_stairs(len(order), upper=upper) for upper in (False, True))
 
     def multiply(self, x: Rows) -> Rows:
         """x Uᵀ Lᵀ Pᵀ, O(n²) a row; many rows by W itself."""
         if len(x) > MANY * x.shape[1]:
             return F.linear(x, self.matrix())
-        y = F.linear(x, self._upper())
-        return (y + F.linear(y, self.factors.tril(-1))).index_select(1, self.order)
+        y = staircase_linear(x, self._upper(), None, self.upper_stairs)
+        return (y + staircase_linear(y, self.factors.tril(-1), None, self.lower_stairs)).index_select(1, self.order)
 
     def solve(self, z: Rows) -> Rows:
         """z P L⁻ᵀ U⁻ᵀ by two substitutions, O(n²) a row."""
@@ -170,3 +174,9 @@ class LUMatrix(Matrix):
 
     def _upper(self) -> Tensor:
         return self.factors.triu(1) + (self.sign * self.factors.diagonal().exp()).diag()
+
+
+def triangle_stairs(n: int, *, upper: bool) -> list[Stair]:
+    """Of an n × n triangle."""
+    ones = torch.ones(n, n, dtype=torch.bool, device="cpu")
+    return stairs_of(ones.triu() if upper else ones.tril())
