@@ -1,7 +1,6 @@
 """`torch.compile` beside the same as it comes: time, what the compiler takes, and what is lost in nats."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,8 +9,8 @@ import torch
 import torch._inductor.config
 
 from benchmarks.flow_peers import Rival, Run, ratio, seconds
+from benchmarks.flows import KINDS, WIDTH, D, perturb
 from benchmarks.peers import TASKS, prepare
-from discrete import MAF, NSF, Flow, GaussianizationFlow, Glow, RealNVP
 from experiment import load_config
 from experiment.building.builder import load_data
 from experiment.training.trainer import Trainer
@@ -19,14 +18,7 @@ from experiment.training.trainer import Trainer
 CONFIGS = Path(__file__).parents[1] / "configs" / "moons"
 TRAINED = ("real_nvp", "maf", "nsf", "gaussianization")  # by `train.compile`
 
-D, WIDTH, LAYERS, ROWS, IMAGES, BUDGET, STD = 64, (256, 256), 5, 1024, 64, 8.0, 0.02
-KINDS: dict[str, Callable[[], Flow]] = {
-    "RealNVP": lambda: RealNVP(D, layers=8, hidden=WIDTH, normalization="none"),
-    "MAF": lambda: MAF(D, layers=LAYERS, hidden=WIDTH, normalization="none"),
-    "NSF": lambda: NSF(D, layers=LAYERS, hidden=WIDTH),
-    "Gaussianization": lambda: GaussianizationFlow(D, layers=LAYERS),
-    "Glow": lambda: Glow((1, 28, 28), levels=2, depth=6, hidden=(64, 64), scale="sigmoid"),
-}
+ROWS, IMAGES, BUDGET = 1024, 64, 8.0
 
 Row = dict[str, Any]
 
@@ -45,10 +37,7 @@ def _of_flow(name: str, task: str) -> Row:
     torch._dynamo.reset()
     flow = KINDS[name]()
     x = torch.randn(IMAGES if name == "Glow" else ROWS, *flow.event_shape)
-    flow.log_prob(x)  # what takes its start from the data has seen them
-    with torch.no_grad():
-        for p in flow.parameters():
-            p += STD * torch.randn(p.shape)
+    perturb(flow, x)
     densities = {"eager": flow.log_prob, "compiled": torch.compile(flow.log_prob)}
     runs = {k: TASKS[task](Rival(flow, d, lambda rows: flow.sample((rows,))), x) for k, d in densities.items()}
     compiling = _first(runs["compiled"])

@@ -19,13 +19,15 @@ RUNS = Path(__file__).parents[1] / "runs" / "results"
 Measure = Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-def record(name: str, measure: Measure) -> None:
-    """Runs a measurement, which returns its settings and its rows, and writes `docs/results/<name>.json`."""
+def record(name: str, measure: Measure, *, folder: Path = DOCS / "results") -> None:
+    """Runs a measurement, which returns its settings and its rows, and writes `<name>.json` into the folder."""
     started = datetime.datetime.now(datetime.UTC)
     settings, rows = measure()
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchdiffeq", "numpy", "scikit-learn")}
     machine = f"{platform.machine()}, {available_cores()} CPU cores, {torch.get_num_threads()} torch threads"
+    if torch.get_default_device().type == "cuda":
+        machine = torch.cuda.get_device_name()
     content = {
         "name": name,
         "date": started.date().isoformat(),
@@ -35,5 +37,5 @@ def record(name: str, measure: Measure) -> None:
         "settings": settings,
         "rows": rows,
     }
-    (DOCS / "results").mkdir(parents=True, exist_ok=True)
-    write_json(DOCS / "results" / f"{name}.json", content)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", content)

@@ -1,8 +1,14 @@
-"""`python -m benchmarks.run [--bench | name ...]` measures all results, all times or the named, and writes tables."""
+"""`python -m benchmarks.run [--bench | name ...]` measures all results, all times or the named, and writes tables.
+
+With `--gpu` each of the named or of `GPU` is measured on a GPU, into `docs/results/gpu/<name>.json` and `<name>.md`.
+"""
 
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
+
+import torch
 
 from benchmarks import tables
 from benchmarks.record import record
@@ -62,9 +68,21 @@ BENCH = (
     "ode_growth",
     "ode_overhead",
     "compile_speed",
+    "arithmetic",
     "scaling",
     "reduction",
     "speed",
+)
+# Those that a GPU can be asked for too.
+GPU = (
+    "coupling_speed",
+    "planar_speed",
+    "autoregressive_speed",
+    "autoregressive_growth",
+    "gaussianization_speed",
+    "linear_speed",
+    "continuous_speed",
+    "device_modes",
 )
 TESTS = ("mutants",)  # what the tests notice: `make mutants`
 PEERS = {  # what a result is measured beside, from the extra `bench`
@@ -82,6 +100,9 @@ PEERS = {  # what a result is measured beside, from the extra `bench`
 
 def main(names: list[str]) -> None:
     """Measures the named results in order."""
+    if "--gpu" in names:
+        measure_on_gpu([name for name in names if name not in ("--gpu", "--bench")] or [*GPU])
+        return
     names = [*BENCH] if names == ["--bench"] else names or [*RESULTS]
     unknown = [name for name in names if name not in (*RESULTS, *BENCH, *TESTS)]
     if unknown:
@@ -101,6 +122,22 @@ def main(names: list[str]) -> None:
     tables.main(["--write"])
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def measure_on_gpu(names: list[str], *, folder: Path = tables.RESULTS / "gpu") -> None:
+    """Measures the named on a GPU, on which everything is made that names no device of its own."""
+    unknown = [name for name in names if name not in GPU]
+    if unknown:
+        sys.exit(f"{unknown[0]!r} is not measured on a GPU; what is: {', '.join(GPU)}")
+    if not torch.cuda.is_available():
+        sys.exit("--gpu needs a GPU, but torch sees none")
+    torch.set_default_device("cuda")
+    for name in names:
+        print(f"== {name}", flush=True)
+        record(name, importlib.import_module(f"benchmarks.{name}").measure, folder=folder)
+        text = tables.table(name, folder=folder)
+        (folder / f"{name}.md").write_text(text)
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

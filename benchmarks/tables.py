@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.columns import TABLES
+from benchmarks.columns import ON_GPU, TABLES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -32,15 +32,17 @@ PAGES = tuple(
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
-def table(name: str) -> str:
+def table(name: str, *, folder: Path = RESULTS) -> str:
     """One table with its provenance, as Markdown."""
-    content = json.loads((RESULTS / f"{name}.json").read_text())
-    columns = TABLES[name]
+    path = folder / f"{name}.json"
+    content = json.loads(path.read_text())
+    columns = (TABLES | ON_GPU)[name]
     lines = [[title for title, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row) for _, cell in columns] for row in content["rows"]]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     source = f"Measured {content['date']} on {content['machine']}, torch {content['versions']['torch']}"
-    return f"{text}\n\n{source}; from [`docs/results/{name}.json`](/docs/results/{name}.json).\n"
+    place = f"docs/results/{path.relative_to(RESULTS)}"
+    return f"{text}\n\n{source}; from [`{place}`](/{place}).\n"
 
 
 def rendered(page: str) -> str:

@@ -92,6 +92,11 @@ class Train(Section):
     compile: bool = Field(
         False, strict=True, description="let torch.compile make one graph of a step, from the second on"
     )
+    tf32: bool = Field(
+        False,
+        strict=True,
+        description="let a GPU round the factors of products to TF32 in training steps; evaluation never does",
+    )
     bad_steps: int = Field(
         10,
         strict=True,

@@ -13,4 +13,6 @@ TABLES = (
     | {name: suites.TABLES[name] for name in RUN_SUITES}
 )
 
-__all__ = ["TABLES"]
+ON_GPU = speed.ON_GPU
+
+__all__ = ["ON_GPU", "TABLES"]

@@ -21,10 +21,29 @@ def _optional(row: Row, name: str) -> str:
     return "" if row.get(name) is None else f"{row[name]:.2f}"
 
 
+def _lost(row: Row, arithmetic: str) -> str:
+    """The mean error of a log-likelihood and the largest, nats."""
+    return "{mean:.1e} ({largest:.1e})".format(**row["errors_nats"][arithmetic])
+
+
 def _grown(row: Row, name: str, digits: int) -> str:
     """What it was at the least and at the most, and the power in between."""
     return f"{row[name][0]:,.{digits}f} → {row[name][-1]:,.{digits}f}, {row['power'][name]:.2f}"
 
+
+def _mode(row: Row, mode: str) -> str:
+    """How many times as fast as it comes, and what is lost, nats."""
+    return f"{row['faster'][mode]:.2f} ({row['lost_nats'][mode]:.0e})"
+
+
+ON_GPU: dict[str, Columns] = {
+    "device_modes": [
+        ("model", lambda r: r["model"]),
+        ("task", lambda r: r["task"]),
+        ("as it comes (ms)", lambda r: f"{r['ms']['as it comes']:.2f}"),
+        *((mode, lambda r, mode=mode: _mode(r, mode)) for mode in ("TF32", "compiled", "CUDA graphs")),
+    ],
+}
 
 TABLES: dict[str, Columns] = {
     "speed": [
@@ -99,6 +118,11 @@ TABLES: dict[str, Columns] = {
         ("times as fast", lambda r: ratio(r, "compiled_faster")),
         ("the compiler takes (s)", lambda r: f"{r['compiling_s']:.0f}"),
         ("lost (nats)", lambda r: f"{r['lost_nats']:.0e}"),
+    ],
+    "arithmetic": [
+        ("model", lambda r: r["model"]),
+        ("dimensions", lambda r: str(r["dimensions"])),
+        *((name, lambda r, name=name: _lost(r, name)) for name in ("float32", "TF32", "bfloat16")),
     ],
     "scaling": [
         ("model", lambda r: r["model"]),

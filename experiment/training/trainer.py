@@ -17,6 +17,7 @@ from experiment.building.builder import Built, build
 from experiment.config import Config, Train
 from experiment.data import Dataset
 from experiment.data.order import MOST_HELD, Order, drawn_order
+from experiment.device import products_in_tf32
 from experiment.distributed.first_look import Look, first_look
 from experiment.distributed.parts import MovingBuffers, Parts
 from experiment.distributed.ranks import ALONE, Ranks
@@ -139,7 +140,8 @@ class Trainer:
             group["lr"] = learning_rate(self.progress.step, train)
         self.built.objective.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients()
+        with products_in_tf32(allowed=train.tf32):
+            loss = self._gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, train.gradient_clip or math.inf)
         if self.shard:
             check_gradients(self.built.objective, self.look.reached)
