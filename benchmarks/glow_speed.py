@@ -1,16 +1,17 @@
-"""Glow beside that of normflows, the same density with the same weights: time of a training step and of `log_prob`."""
+"""Glow beside that of normflows, the same density with the same weights, and beside the networks of both alone."""
 
 import importlib.metadata
 import os
 import time
 from collections.abc import Callable
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from discrete import Flow, Glow
+from benchmarks.flow_peers import ratio
+from discrete import AffineCoupling, Flow, Glow
 from experiment.threads import keep_freed_memory
 
 RUNS, WARMUP, THREADS, TOLERANCE = 21, 3, (1, 2), 1e-8
@@ -35,6 +36,27 @@ class Twins(NamedTuple):
     theirs: nn.Module
 
 
+class Networks(nn.Module):
+    """The networks of a flow's couplings, each on what it sees of these rows: what no such flow can do without."""
+
+    def __init__(self, flow: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(m.conditioner for m in flow.modules() if isinstance(m, AffineCoupling))
+        self.seen: list[Tensor] = []
+        hooks = [m.register_forward_pre_hook(lambda _, given: self.seen.append(given[0])) for m in self.networks]
+        with torch.no_grad():
+            flow.log_prob(x)
+        for hook in hooks:
+            hook.remove()
+        self.seen = [steering.clone().requires_grad_() for steering in self.seen]
+
+    def log_prob(self, x: Tensor, context: None = None) -> Tensor:
+        """The sum of all outputs, of gradients in the inputs too."""
+        for steering in self.seen:
+            steering.grad = None
+        return torch.stack([m(h, None).sum() for m, h in zip(self.networks, self.seen, strict=True)])
+
+
 CASES = (Case((1, 28, 28), 2, 6, 64, 64), Case((3, 32, 32), 3, 4, 128, 32))
 
 
@@ -52,11 +74,13 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
         exact = twins(case)
         about = {**case._asdict(), "log_prob_difference_nats": checked_difference(exact, x.double())}
         models = Twins(*(model.float() for model in exact))
+        bare = Networks(models.ours, x)
         about |= {"parameters_ours": _size(models.ours), "parameters_theirs": _size(models.theirs)}
         for threads in THREADS:
             torch.set_num_threads(threads)
             for task, start in {"log_prob": _log_prob, "training step": _training_step}.items():
-                rows.append({**about, "threads": threads, "task": task, **_times(*(start(m, x) for m in models))})
+                runs = {name: start(model, x) for name, model in {**models._asdict(), "bare": bare}.items()}
+                rows.append({**about, "threads": threads, "task": task, **_times(runs)})
     settings = {"normflows": importlib.metadata.version("normflows"), "runs": RUNS, "dtype": "float32"}
     return {**settings, "load_average_at_start": load}, rows
 
@@ -185,21 +209,22 @@ def _training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
-def _times(ours: Callable[[], None], theirs: Callable[[], None]) -> Row:
-    """Run by run in turn, so that whatever else the machine does meets both."""
-    seconds: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
+def _times(runs: dict[str, Callable[[], None]]) -> Row:
+    """Run by run in turn, so that whatever else the machine does meets all."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(WARMUP + RUNS):
-        for run, taken in seconds.items():
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
-            taken.append(time.perf_counter() - start)
-    a, b = (taken[WARMUP:] for taken in seconds.values())
-    lower, _, upper = quantiles([t / o for o, t in zip(a, b, strict=True)], n=4)
+            seconds[name].append(time.perf_counter() - start)
+    taken = {name: times[WARMUP:] for name, times in seconds.items()}
+    faster, quartiles = ratio(taken["theirs"], taken["ours"])
     return {
-        "ours_ms": 1e3 * median(a),
-        "theirs_ms": 1e3 * median(b),
-        "ratio": median(b) / median(a),
-        "ratio_quartiles": [lower, upper],
+        **{f"{name}_ms": 1e3 * median(times) for name, times in taken.items()},
+        "ratio": faster,
+        "ratio_quartiles": quartiles,
+        "over_bare": ratio(taken["ours"], taken["bare"])[0],
+        "theirs_over_bare": ratio(taken["theirs"], taken["bare"])[0],
     }
 
 

@@ -25,7 +25,9 @@ TABLES: dict[str, Columns] = {
         ("task", lambda r: r["task"]),
         ("ours (ms)", lambda r: f"{r['ours_ms']:.1f}"),
         ("normflows (ms)", lambda r: f"{r['theirs_ms']:.1f}"),
+        ("networks alone (ms)", lambda r: f"{r['bare_ms']:.1f}"),
         ("ratio", lambda r: ratio(r, "ratio")),
+        ("normflows / networks alone", lambda r: f"{r['theirs_over_bare']:.2f}"),
     ],
     "mnist_glow": [
         ("Glow", lambda r: f"{r['levels']} levels × {r['depth']} steps, {r['hidden'][0]} channels"),
