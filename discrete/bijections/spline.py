@@ -123,19 +123,23 @@ class SplineTransformer(Transformer):
 
     def _bin(self, value: Tensor, theta: Tensor, *, axis: int) -> Bin:
         """The bin whose side along x (axis 0) or y (axis 1) holds each value."""
-        table = self._table(theta)
-        k = (value >= table[axis, 1:-1]).sum(0)
-        (x0, x1), (y0, y1), (u0, u1) = table.gather(1, torch.stack([k, k + 1]).expand(3, -1, *k.shape))
+        x, y, u = self._inner_knots(theta)
+        k = (value >= (x, y)[axis]).sum(0, dtype=torch.int16).long()  # a sum of booleans converts them first
+        inner, first, last = torch.stack([k - 1, k]).clamp(0, self.bins - 2), k == 0, k == self.bins - 1
+
+        def ends(knots: Tensor, end: float) -> tuple[Tensor, Tensor]:
+            left, right = knots.gather(0, inner)
+            return torch.where(first, -end, left), torch.where(last, end, right)
+
+        (x0, x1), (y0, y1), (u0, u1) = ends(x, self.bound), ends(y, self.bound), ends(u, 0.0)
         w, h = x1 - x0, y1 - y0
         return Bin(x0, y0, w, h, h / w, self._derivative(u0), self._derivative(u1))
 
-    def _table(self, theta: Tensor) -> Tensor:
-        """x, y and derivative parameter u of the K + 1 knots, `(3, K + 1, ...)`; both ends of x and y are exact."""
+    def _inner_knots(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and derivative parameter u of the K - 1 knots between the ends (±B, ±B), `(K - 1, ...)`."""
         # The knots go first, so that sums over bins run along everything else.
         widths, heights, u = theta.movedim(-1, 0).split([self.bins, self.bins, self.bins - 1])
-        end, smooth = torch.full_like(u[:1], self.bound), torch.zeros_like(u[:1])
-        x, y = self._inner(widths, self.min_width), self._inner(heights, self.min_height)
-        return torch.cat([-end, x, end, -end, y, end, smooth, u, smooth]).unflatten(0, (3, -1))
+        return self._inner(widths, self.min_width), self._inner(heights, self.min_height), u
 
     def _inner(self, logits: Tensor, minimum: float) -> Tensor:
         """The K - 1 knots between -B and B: sums of the sides 2B (minimum + (1 - K minimum) softmax) of the bins."""

@@ -40,7 +40,10 @@ def knots(theta: Tensor, *, bins: int = 8, minimum: float = 1e-3) -> tuple[Tenso
 
 def own_knots(theta: Tensor) -> tuple[Tensor, Tensor]:
     """The knots as the transformer itself rounds them, `(rows * n, K + 1)` each."""
-    x, y, _ = SPLINE._table(theta.flatten(0, 1))
+    x, y = (
+        torch.cat([torch.full_like(knots[:1], -B), knots, torch.full_like(knots[:1], B)])
+        for knots in SPLINE._inner_knots(theta.flatten(0, 1))[:2]
+    )
     return x.T.contiguous(), y.T.contiguous()
 
 
@@ -107,10 +110,17 @@ def test_passes_through_its_knots_with_its_derivatives() -> None:
     torch.testing.assert_close(d[:, [0, -1]], torch.ones(12, 2, dtype=torch.float64))
 
 
-def test_ends_of_the_box_are_knots_bit_by_bit() -> None:
-    for side in own_knots(parameters(50, std=5.0)):
-        assert torch.equal(side[:, 0], torch.full_like(side[:, 0], -B))
-        assert torch.equal(side[:, -1], torch.full_like(side[:, -1], B))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_ends_of_the_box_are_knots_bit_by_bit(axis: int) -> None:
+    """The first bin begins and the last one ends there, with derivative 1."""
+    theta = parameters(50, std=5.0)
+    end = torch.full(theta.shape[:-1], B, dtype=theta.dtype)
+    first, last = (SPLINE._bin(value, theta, axis=axis) for value in (-end, end))
+    assert torch.equal(first.x, -end)
+    assert torch.equal(first.y, -end)
+    assert torch.equal(last.w, end - last.x)
+    assert torch.equal(last.h, end - last.y)
+    torch.testing.assert_close(torch.stack([first.d0, last.d1]), torch.ones(2, *end.shape, dtype=theta.dtype))
 
 
 def test_rational_quadratic_by_hand() -> None:
