@@ -25,7 +25,8 @@ def record(name: str, measure: Measure, *, folder: Path = DOCS / "results") -> N
     settings, rows = measure()
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchdiffeq", "numpy", "scikit-learn")}
-    machine = f"{platform.machine()}, {available_cores()} CPU cores, {torch.get_num_threads()} torch threads"
+    units = torch.backends.cpu.get_cpu_capability()  # a speed is one of the vector units as well
+    machine = f"{platform.machine()}, {units}, {available_cores()} CPU cores, {torch.get_num_threads()} torch threads"
     if torch.get_default_device().type == "cuda":
         machine = torch.cuda.get_device_name()
     content = {
