@@ -19,8 +19,15 @@ from benchmarks.peers import prepare
 from cflows import ODESolver, ScoreSDE
 from core import DensityModel, ExactDivergence
 
-BITS = {"float32": 23, "TF32": 10, "bfloat16": 7}  # of the mantissa, without the one that is not stored
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "linear")
+CONVOLUTIONS = ("convolution",)
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", *CONVOLUTIONS)
+# Bits of the mantissa, without the one that is not stored, and whose factors have them.
+ARITHMETIC = {
+    "float32": (23, PRODUCTS),
+    "convolutions in TF32": (10, CONVOLUTIONS),
+    "TF32": (10, PRODUCTS),
+    "bfloat16": (7, PRODUCTS),
+}
 ROWS, IMAGES, STEPS, ROUNDS = 256, 64, 16, 15
 
 Row = dict[str, Any]
@@ -54,13 +61,13 @@ class Rounded(TorchDispatchMode):
     Checked by tests/test_arithmetic.py.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, operations: tuple[str, ...] = PRODUCTS) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.operations = bits, operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in PRODUCTS:
+        if name in self.operations:
             first = 1 if name in ("addmm", "baddbmm", "addmv") else 0  # what is added to the product is no factor
             factors = [
                 rounded(a.contiguous(), self.bits) if isinstance(a, Tensor) and a.dtype == torch.float32 else a
@@ -76,8 +83,8 @@ def _of_model(name: str, model: DensityModel) -> Row:
     perturb(model, x)
     exact = deepcopy(model).double().log_prob(x.double())
     errors = {}
-    for arithmetic, bits in BITS.items():
-        with Rounded(bits):
+    for arithmetic, (bits, operations) in ARITHMETIC.items():
+        with Rounded(bits, operations):
             error = model.log_prob(x).double() - exact
         errors[arithmetic] = {"mean": error.mean().item(), "largest": error.abs().max().item()}
     return {"model": name, "dimensions": model.event_shape.numel(), "errors_nats": errors}

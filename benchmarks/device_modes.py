@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.flow_peers import Rival, seconds
+from benchmarks.flow_peers import Rival, Run, seconds
 from benchmarks.flows import KINDS, perturb
 from benchmarks.peers import TASKS, prepare
 from discrete import Flow
@@ -29,13 +29,13 @@ def _row(name: str, flow: Flow, task: str) -> Row:
     torch.compiler.reset()
     x = torch.randn(IMAGES if len(flow.event_shape) == 3 else ROWS, *flow.event_shape)
     perturb(flow, x)
-    modes = modes_of(flow)
-    rivals = {k: Rival(flow, call, lambda rows: flow.sample((rows,))) for k, call in modes.items()}
-    runs = {k: TASKS[task](rival, x) for k, rival in rivals.items()}
+    calls = calls_of(flow)
+    runs = {k: TASKS[task](Rival(flow, call, lambda rows: flow.sample((rows,))), x) for k, call in calls.items()}
+    runs["TF32"] = _in_tf32(runs["as it comes"])
     taken = seconds(runs, budget=BUDGET)
     with torch.no_grad():
-        exact = modes["as it comes"](x)
-        lost = {k: (call(x) - exact).abs().max().item() for k, call in modes.items()}
+        found = {k: call(x) for k, call in calls.items()} | {"TF32": _in_tf32(lambda: flow.log_prob(x))()}
+    lost = {k: (log_prob - found["as it comes"]).abs().max().item() for k, log_prob in found.items()}
     return {
         "model": name,
         "task": task,
@@ -45,16 +45,20 @@ def _row(name: str, flow: Flow, task: str) -> Row:
     }
 
 
-def modes_of(flow: Flow) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The log-likelihood in each mode."""
-
-    def in_tf32(x: Tensor) -> Tensor:
-        with products_in_tf32(allowed=True):
-            return flow.log_prob(x)
-
+def calls_of(flow: Flow) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The log-likelihood as it comes and compiled."""
     return {
         "as it comes": flow.log_prob,
-        "TF32": in_tf32,
         "compiled": torch.compile(flow.log_prob),
         "CUDA graphs": torch.compile(flow.log_prob, mode="reduce-overhead"),
     }
+
+
+def _in_tf32(run: Run) -> Run:
+    """Backward passes as well."""
+
+    def rounded() -> Tensor:
+        with products_in_tf32(allowed=True):
+            return run()
+
+    return rounded

@@ -1,5 +1,6 @@
 """Glow beside that of normflows, the same density with the same weights, and beside the networks of both alone."""
 
+import copy
 import importlib.metadata
 import os
 import time
@@ -41,6 +42,7 @@ class Networks(nn.Module):
 
     def __init__(self, flow: nn.Module, x: Tensor) -> None:
         super().__init__()
+        flow = copy.deepcopy(flow)  # whose weights steps of these would change
         self.networks = nn.ModuleList(m.conditioner for m in flow.modules() if isinstance(m, AffineCoupling))
         self.seen: list[Tensor] = []
         hooks = [m.register_forward_pre_hook(lambda _, given: self.seen.append(given[0])) for m in self.networks]

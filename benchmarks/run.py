@@ -75,14 +75,13 @@ BENCH = (
 )
 # Those that a GPU can be asked for too.
 GPU = (
+    "device_modes",
     "coupling_speed",
     "planar_speed",
     "autoregressive_speed",
-    "autoregressive_growth",
     "gaussianization_speed",
     "linear_speed",
     "continuous_speed",
-    "device_modes",
 )
 TESTS = ("mutants",)  # what the tests notice: `make mutants`
 PEERS = {  # what a result is measured beside, from the extra `bench`
@@ -107,6 +106,14 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in (*RESULTS, *BENCH, *TESTS)]
     if unknown:
         sys.exit(f"unknown result {unknown[0]!r}; known: {', '.join(dict.fromkeys((*RESULTS, *BENCH, *TESTS)))}")
+    failed = measured(names, folder=tables.RESULTS)
+    tables.main(["--write"])
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def measured(names: list[str], *, folder: Path) -> list[str]:
+    """Records each in the folder but those whose peers are missing; the names of those that failed."""
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
@@ -115,13 +122,11 @@ def main(names: list[str]) -> None:
             print(f"left out: it needs {', '.join(missing)}, pip install -c constraints.txt -e '.[bench]'")
             continue
         try:
-            record(name, importlib.import_module(f"benchmarks.{name}").measure)
-        except UserError as error:  # such as data that are not there: the other results do not wait for them
+            record(name, importlib.import_module(f"benchmarks.{name}").measure, folder=folder)
+        except (UserError, torch.OutOfMemoryError) as error:  # such as data that are not there: the others go on
             print(f"failed: {error}", flush=True)
             failed.append(name)
-    tables.main(["--write"])
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+    return failed
 
 
 def measure_on_gpu(names: list[str], *, folder: Path = tables.RESULTS / "gpu") -> None:
@@ -131,13 +136,13 @@ def measure_on_gpu(names: list[str], *, folder: Path = tables.RESULTS / "gpu") -
         sys.exit(f"{unknown[0]!r} is not measured on a GPU; what is: {', '.join(GPU)}")
     if not torch.cuda.is_available():
         sys.exit("--gpu needs a GPU, but torch sees none")
-    torch.set_default_device("cuda")
+    with torch.device("cuda"):
+        failed = measured(names, folder=folder)
     for name in names:
-        print(f"== {name}", flush=True)
-        record(name, importlib.import_module(f"benchmarks.{name}").measure, folder=folder)
-        text = tables.table(name, folder=folder)
-        (folder / f"{name}.md").write_text(text)
-        print(text, flush=True)
+        if (folder / f"{name}.json").exists():
+            (folder / f"{name}.md").write_text(tables.table(name, folder=folder))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

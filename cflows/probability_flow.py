@@ -10,12 +10,12 @@ from cflows.sde import SDE, Score
 from cflows.truncation import truncation
 from core.density import DensityModel, LikelihoodEstimate
 from core.divergence import Divergence
-from core.precision import check_floating, in_full_precision
+from core.precision import check_floating, outside_autocast
 from core.rng import Rng
 from core.shapes import fold_batch
 
 
-@in_full_precision
+@outside_autocast
 def probability_flow_log_prob(
     score: Score,
     sde: SDE,

@@ -5,13 +5,13 @@ from cflows.ode.log_prob import Events, check_start, default_divergence
 from cflows.sde import SDE, Score
 from core.density import DensityModel, LikelihoodEstimate
 from core.divergence import Divergence
-from core.precision import check_floating, in_full_precision
+from core.precision import check_floating, outside_autocast
 from core.rng import Rng, rand, randn
 from core.shapes import align, fold_batch, sum_event
 
 
 @torch.no_grad()
-@in_full_precision
+@outside_autocast
 def score_flow_bound(
     score: Score,
     sde: SDE,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from core.precision import guard, in_full_precision
+from core.precision import guard, outside_autocast
 from core.rng import Rng
 from core.shapes import as_event_shape
 
@@ -97,7 +97,7 @@ class GenerativeModel(nn.Module, abc.ABC):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        guard(cls, CALLS, in_full_precision)
+        guard(cls, CALLS, outside_autocast)
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from core.density import Kind, weakest
-from core.precision import FULL, check_floating, check_inputs, guard, in_full_precision
+from core.precision import FULL, check_floating, check_inputs, guard, outside_autocast
 from core.rng import Rng
 from core.shapes import as_event_shape
 
@@ -97,7 +97,7 @@ def _in_full(mapping: Callable[..., Any], *, events: str) -> Callable[..., Any]:
                 check_inputs(self, owner=type(self).__name__, **{events: x, "context": context})
             raise
 
-    return in_full_precision(checked)
+    return outside_autocast(checked)
 
 
 def chain(mappings: Iterable[Mapping], x: Tensor, context: Tensor | None, *, generator: Rng = None) -> Mapped:

@@ -12,7 +12,7 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: an unknown device, or a GPU that is not there.
     """
-    _allow_tf32(allowed=False)
+    _set_tf32(convolutions=False, products="highest")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -30,14 +30,16 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def products_in_tf32(*, allowed: bool) -> Iterator[None]:
-    """Whether a GPU may round the factors of products and convolutions to TF32 within the block, and not behind it."""
-    _allow_tf32(allowed=allowed)
+    """Where allowed, a GPU may round the factors of products and convolutions to TF32 within the block."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    if allowed:
+        _set_tf32(convolutions=True, products="high")
     try:
         yield
     finally:
-        _allow_tf32(allowed=False)
+        _set_tf32(convolutions=before[0], products=before[1])
 
 
-def _allow_tf32(*, allowed: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+def _set_tf32(*, convolutions: bool, products: str) -> None:
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cflows import FFJORD, FlowMatching, ScoreSDE
 from cflows.models.continuous_flow import ContinuousFlow
-from core import precision
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -52,7 +51,6 @@ def broken(x: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    precision.HAS_TF32 = True  # as where torch is built for GPUs
     for name, (call, arguments) in [*densities(), *velocities(), ("broken on purpose", (broken, (torch.ones(2),)))]:
         if found := fault(call, arguments):
             print(f"{name}: {found}")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers import rng
 
-from benchmarks.arithmetic import BITS, Rounded, rounded
+from benchmarks.arithmetic import ARITHMETIC, CONVOLUTIONS, Rounded, rounded
 
 
 @pytest.mark.parametrize("name", ["TF32", "bfloat16"])
 def test_factors_are_rounded_to_the_nearest_and_to_the_even_of_two(name: str) -> None:
-    bits = BITS[name]
+    bits, _ = ARITHMETIC[name]
     ulp = 2.0**-bits
     x = torch.tensor([1, 1 + ulp, 1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.51 * ulp, -1 - 0.49 * ulp, 3e-20, 0.0, -7e30])
     found = rounded(x, bits)
@@ -40,5 +40,14 @@ def test_products_have_rounded_factors_and_sums_do_not() -> None:
 
 def test_float32_stays_as_it_is() -> None:
     x = torch.randn(7, 7, generator=rng(1))
-    with Rounded(BITS["float32"]):
+    with Rounded(*ARITHMETIC["float32"]):
         assert torch.equal(x @ x, torch.mm(x, x))
+
+
+def test_convolutions_may_be_rounded_alone() -> None:
+    x, image = torch.randn(5, 4, generator=rng(0)), torch.randn(2, 4, 5, 5, generator=rng(1))
+    kernel = torch.randn(3, 4, 3, 3, generator=rng(2))
+    with Rounded(10, CONVOLUTIONS):
+        product, convolved = x @ x.T, torch.nn.functional.conv2d(image, kernel)
+    assert torch.equal(product, x @ x.T)
+    assert not torch.allclose(convolved, torch.nn.functional.conv2d(image, kernel), rtol=1e-6, atol=1e-6)

@@ -1,6 +1,6 @@
 """Under autocast every density and log-determinant is that of full precision, whoever calls it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,18 +18,9 @@ from cflows import (
     score_flow_bound,
 )
 from cflows.objectives.cnf import RegularizedLikelihood
-from core import RowGenerators, StandardNormal, precision
-from core.precision import in_full_precision
-from discrete import (
-    AffineCoupling,
-    Bijection,
-    Dequantization,
-    Flow,
-    Logit,
-    MaskedAutoregressive,
-    RealNVP,
-    invert_autoregressive,
-)
+from core import RowGenerators, StandardNormal
+from core.precision import outside_autocast
+from discrete import Bijection, Dequantization, Flow, Logit, MaskedAutoregressive, RealNVP, invert_autoregressive
 
 HALF = torch.bfloat16
 MODELS = {**DENSITIES, **MASSES, **VAES, **SPINS}
@@ -190,40 +181,4 @@ def test_tooth() -> None:
     bare = type(layer).forward.__wrapped__.__wrapped__
     with pytest.raises(AssertionError, match="autocast moved it"):
         is_that_of_full_precision(lambda: bare(layer, x))
-    is_that_of_full_precision(lambda: in_full_precision(bare)(layer, x))
-
-
-class Watching(nn.Linear):
-    """Notes whether convolutions of a GPU may take TF32 while it runs."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.seen = list[bool]()
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.seen.append(torch.backends.cudnn.allow_tf32)
-        return super().forward(x)
-
-
-@pytest.fixture
-def tf32_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As torch starts where it is built for GPUs."""
-    monkeypatch.setattr(precision, "HAS_TF32", True)
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.mark.usefixtures("tf32_allowed")
-def test_convolutions_of_a_likelihood_never_take_tf32() -> None:
-    flow = Flow(AffineCoupling(4, conditioner=Watching), StandardNormal(4))
-    x = normal(3, (4,), rng(1)).float()
-    flow.log_prob(x)
-    flow.bijection.inverse(x)
-    assert flow.bijection.conditioner.seen == [False, False]
-    assert torch.backends.cudnn.allow_tf32, "what is allowed elsewhere is forbidden for good"
-    with pytest.raises(ValueError, match="event"):
-        flow.log_prob(x[:, :3])
-    assert torch.backends.cudnn.allow_tf32
-    flow.bijection.conditioner(x[:, :2])
-    assert flow.bijection.conditioner.seen[-1], "the network alone is nobody's likelihood"
+    is_that_of_full_precision(lambda: outside_autocast(bare)(layer, x))

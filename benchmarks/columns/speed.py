@@ -2,6 +2,8 @@
 
 from benchmarks.columns.cells import Columns, Row, met, ratio
 
+ARITHMETIC = ("float32", "convolutions in TF32", "TF32", "bfloat16")
+
 
 def _peers(row: Row) -> str:
     return ", ".join(f"{name} {ms:.2f}" for name, ms in row["ms"].items() if name not in ("ours", "bare"))
@@ -122,7 +124,7 @@ TABLES: dict[str, Columns] = {
     "arithmetic": [
         ("model", lambda r: r["model"]),
         ("dimensions", lambda r: str(r["dimensions"])),
-        *((name, lambda r, name=name: _lost(r, name)) for name in ("float32", "TF32", "bfloat16")),
+        *((name, lambda r, name=name: _lost(r, name)) for name in ARITHMETIC),
     ],
     "scaling": [
         ("model", lambda r: r["model"]),

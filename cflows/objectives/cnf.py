@@ -13,7 +13,7 @@ from cflows.ode.field import Field, Function, Solution, rows_of
 from cflows.ode.solver import ADAMS, ADAPTIVE, FIXED, ODESolver
 from core.density import Context
 from core.divergence import Divergence, ExactDivergence, Hutchinson, value_and_vjp
-from core.precision import in_full_precision
+from core.precision import outside_autocast
 from core.rng import Rng
 from core.shapes import sum_event
 
@@ -122,7 +122,7 @@ class RegularizedLikelihood(nn.Module):
         terms = self.terms(batch, context, generator=generator)
         return mean_over_rows(torch.stack(terms).sum(0), owner=type(self).__name__)
 
-    @in_full_precision
+    @outside_autocast
     def terms(self, batch: Float[Tensor, "rows ..."], context: Context = None, *, generator: Rng = None) -> Terms:
         """The parts of the loss of each row, nats."""
         field = PenalisedField(

@@ -12,7 +12,7 @@ from cflows.ode.fixed_grid import Times
 from cflows.ode.solver import ODESolver
 from core.density import DensityModel, Kind, LikelihoodEstimate
 from core.divergence import Divergence, ExactDivergence, Hutchinson
-from core.precision import in_full_precision
+from core.precision import outside_autocast
 from core.rng import Rng
 from core.shapes import fold_batch
 
@@ -46,7 +46,7 @@ def default_divergence(features: int) -> Divergence:
     return ExactDivergence() if features < 8 else Hutchinson(probes=8)
 
 
-@in_full_precision
+@outside_autocast
 def ode_log_prob(
     velocity: Velocity,
     base: DensityModel,

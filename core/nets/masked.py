@@ -38,15 +38,15 @@ class MaskedLinear(nn.Module):
     """y = (W ⊙ M) x + b, with one or several masks M over the same weights.
 
     Under one mask that makes stairs, as where neighbours have neighbouring degrees, a large layer leaves out what
-    these spare.
+    these spare, see `staircase_linear`.
 
-    Checked by tests/core/test_masked.py.
+    Checked by tests/core/test_masked.py and tests/core/test_staircase.py.
 
     Args:
         in_features: units that it reads.
         out_features: its own units.
         masks: number of masks.
-        repeats: of a unit's row in M, as there are parameters of a feature.
+        repeats: how many times the rows of M repeat, one block below the other: once a parameter of a feature.
         zero: whether weights and biases start at zero.
     """
 

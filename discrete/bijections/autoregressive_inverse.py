@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.modes import evaluating
-from core.precision import in_full_precision
+from core.precision import outside_autocast
 from core.shapes import largest
 from discrete.bijections.inversion import Inversion, gradients, rounding, solve_densely, views
 from discrete.bijections.transformers import Transformer
@@ -17,7 +17,7 @@ InverseMode = Literal["incremental", "jacobi", "gauss_seidel", "sequential"]
 MODES = ("incremental", "jacobi", "gauss_seidel", "sequential")
 
 
-@in_full_precision
+@outside_autocast
 def invert_autoregressive(
     conditioner: nn.Module,
     transformer: Transformer,

@@ -35,11 +35,11 @@ class AdditiveTransformer(Transformer):
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
         """z = x + t."""
-        return x + theta[..., 0], _zeros(x)
+        return x + theta[..., 0], torch.zeros_like(x)
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
         """x = z - t."""
-        return z - theta[..., 0], _zeros(z)
+        return z - theta[..., 0], torch.zeros_like(z)
 
 
 ScaleName = Literal["tanh", "sigmoid", "gated"]
@@ -97,9 +97,4 @@ class AffineTransformer(Transformer):
 
 def soft_bound(a: Tensor, bound: float, *, sign: int = 1) -> Tensor:
     """B tanh(a/B), or its negative: within ±B, odd, of slope 1 at 0."""
-    return (a * (sign / bound)).tanh_() * bound
-
-
-def _zeros(x: Tensor) -> Tensor:
-    """Shaped like x, all of them one number in memory."""
-    return x.new_zeros(()).expand_as(x)
+    return torch.tanh(a * (sign / bound)) * bound

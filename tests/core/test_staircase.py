@@ -141,3 +141,9 @@ def test_stairs_a_column_off_are_noticed(shift: int) -> None:
     linear.stairs = [*map(shifted, linear.stairs)]
     with pytest.raises(AssertionError, match="not close"):
         gradients_agree(network, x, None)
+
+
+def test_under_autocast_it_is_in_half_precision_as_any_product() -> None:
+    x, W, b = torch.ones(2, n), triangle("lower").float(), torch.ones(n)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert staircase_linear(x, W, b, stairs_of(W > 0)).dtype == torch.bfloat16

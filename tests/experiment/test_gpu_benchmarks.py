@@ -47,8 +47,14 @@ def test_modes_are_timed_and_their_loss_is_that_of_the_log_likelihood(tmp_path, 
     assert asked == 2 * [{}, {"mode": "reduce-overhead"}]
     for row in rows:
         assert row["faster"]["as it comes"] == 1
-        assert row["lost_nats"]["TF32"] == 0  # a CPU has none
         assert row["lost_nats"]["compiled"] == pytest.approx(0.5, abs=1e-4)
     text = tables.table("device_modes", folder=tmp_path / "gpu")
     assert "| RealNVP | log_prob |" in text
     assert "/docs/results/gpu/device_modes.json" in text
+
+
+def test_a_whole_step_is_in_tf32():
+    seen = []
+    device_modes._in_tf32(lambda: seen.append(torch.get_float32_matmul_precision()))()
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == "highest"
