@@ -202,16 +202,17 @@ def ratio(above: list[float], below: list[float]) -> tuple[float, list[float]]:
 
 
 def _timed(run: Run, name: str) -> float:
-    wait = torch.cuda.synchronize if torch.get_default_device().type == "cuda" else _no_wait
-    wait()
+    _wait()
     start = time.perf_counter()
     result = run()
-    wait()
+    _wait()
     taken = time.perf_counter() - start
     if not bool(result.isfinite().all()):
         raise RuntimeError(f"{name} gives a result that is not finite, so that its time says nothing.")
     return taken
 
 
-def _no_wait() -> None:
-    """A CPU has done what it was told."""
+def _wait() -> None:
+    """For a GPU to have done what it was told."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()

@@ -31,9 +31,11 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def products_in_tf32(*, allowed: bool) -> Iterator[None]:
     """Where allowed, a GPU may round the factors of products and convolutions to TF32 within the block."""
+    if not allowed:
+        yield
+        return
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    if allowed:
-        _set_tf32(convolutions=True, products="high")
+    _set_tf32(convolutions=True, products="high")
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -62,3 +63,10 @@ class Tooth(NamedTuple):
         self.contract(self.right())
         with pytest.raises(AssertionError):
             self.contract(self.wrong())
+
+
+def multiply_adds(call: Callable[[], Any]) -> int:
+    """Twice the multiply-adds of matrix products and convolutions that a call makes, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()

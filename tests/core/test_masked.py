@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from contracts.made import jacobian, reads_in_order
-from helpers import normal, perturb, rng, seeded
+from helpers import multiply_adds, normal, perturb, rng, seeded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from core.nets import masked, sweep
 from core.nets.masked import MaskedMLP
@@ -237,12 +236,6 @@ def test_solve_transposed_with_activations_that_write_over_their_input(condition
     J = torch.eye(D, dtype=torch.float64) + torch.einsum("dk,dkj->dj", t[0], jacobian(network, x[0], None))
     v = network.solve_transposed(x, None, s, t, g)
     torch.testing.assert_close(v[0], torch.linalg.solve(J.T, g[0]), rtol=1e-10, atol=1e-10)
-
-
-def multiply_adds(call: Any) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["natural", "deep", "direct", "resnet", "random degrees", "context"])

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normal, perturb, rng, seeded
+from helpers import multiply_adds, normal, perturb, rng, seeded
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,12 +24,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def triangle(kind: str) -> Tensor:
     ones = torch.ones(n, n, dtype=torch.bool)
     return {"lower": ones.tril(), "strict": ones.tril(-1), "upper": ones.triu(), "flipped": ones.tril().flip(0)}[kind]
-
-
-def multiply_adds(call: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
