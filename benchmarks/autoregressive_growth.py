@@ -60,6 +60,6 @@ def _figure(rows: list[Row]) -> Figure:
     axis.set_ylabel(f"{ROWS} draws from one layer (ms)")
     axis.set_xticks(features, [str(D) for D in features], minor=False)
     axis.minorticks_off()
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="best")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

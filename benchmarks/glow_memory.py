@@ -156,6 +156,6 @@ def _figure(rows: list[Row]) -> Figure:
     axis.set_ylabel("peak activations of a training step (MiB)")
     axis.set_xticks(depths)
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="best")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -63,6 +63,6 @@ def _figure(rows: list[Row]) -> Figure:
         axis.set_xlabel("layers")
         axis.set_ylabel("held-out nats above the entropy")
         axis.set_title(toy, fontsize=11, color=INK)
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=9, loc="best")
         plain_axis(axis)
     return figure

@@ -135,5 +135,5 @@ def _figure(rows: list[Row]) -> Figure:
         axes[1, column].set_xlabel(axis)
     axes[0, 0].set_ylabel("log-likelihood (ms)")
     axes[1, 0].set_ylabel("training step, peak (MiB)")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="best")
     return figure

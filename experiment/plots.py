@@ -107,7 +107,7 @@ def likelihood_figure(summaries: "Sequence[Summary]", log_prob: Sequence[Array])
         right.stairs(floor - height * count, bins, baseline=floor, color=colour, linewidth=1.2)
     if summaries[0].entropy_nats is not None and factor == -1:
         left.axvline(summaries[0].entropy_nats, color=MUTED, linestyle="--", linewidth=1, label="entropy of the source")
-        left.legend(frameon=False, fontsize=8)
+        left.legend(frameon=False, fontsize=8, loc="lower right")
     left.set_yticks(range(len(summaries)), [s.run for s in summaries])
     left.set_ylim(len(summaries) - 0.5, -0.7)
     left.margins(x=0.35)
@@ -251,7 +251,7 @@ def anomaly_figure(scores: dict[str, Array], held_out: Array, *, run: str) -> Fi
     beyond = any((np.abs(values - mean) > reach).any() for values in (usual, others))
     left.set_xlabel("-log p in nats" + (" (the outermost bars hold all beyond)" if beyond else ""))
     left.set_ylabel("share of rows")
-    left.legend(frameon=False, fontsize=9)
+    left.legend(frameon=False, fontsize=9, loc="best")
     far = [np.abs(values - mean) for values in (usual, others)]
     pairs = {"unlikely": (usual, others), "untypical": far}
     for colour, (name, (negative, positive)) in zip(COLOURS[2:], pairs.items(), strict=False):

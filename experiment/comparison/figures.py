@@ -218,7 +218,7 @@ def learning_figure(comparison: "Comparison") -> Figure | None:
             axis.plot(curve[:, 0], curve[:, 1], marker="o", markersize=3, color=COLOURS[i % len(COLOURS)], label=name)
         axis.set_xlabel("training (s)")
         axis.set_title(metric.removeprefix("validation_").replace("_", " "), fontsize=10, color=INK)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="best")
         plain_axis(axis)
     return figure
 
