@@ -52,17 +52,21 @@ def _vjp(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
         return x.new_zeros(len(v), *x.shape)
     create_graph = torch.is_grad_enabled()
     options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
-    if len(v) == 1 or _has_group_norm(value):
+    if len(v) == 1 or _has_group_norm(value, x):
         return torch.stack([torch.autograd.grad(value, x, vector, **options)[0] for vector in v])
     return torch.autograd.grad(value, x, v, is_grads_batched=True, **options)[0]
 
 
-def _has_group_norm(value: Tensor) -> bool:
-    """Torch does not batch its second derivative: it fails or, where sizes happen to agree, is wrong in silence."""
-    nodes, seen = [value.grad_fn], set()
+def _has_group_norm(value: Tensor, x: Tensor) -> bool:
+    """Whether there is one between x and f(x).
+
+    Torch does not batch its second derivative: it fails or, where sizes happen to agree, is wrong in silence.
+    """
+    # Not what made x: along an ODE that is every step before.
+    nodes, seen = [value.grad_fn], {None, x.grad_fn}
     while nodes:
         node = nodes.pop()
-        if node is not None and node not in seen:
+        if node not in seen:
             if node.name().startswith("NativeGroupNorm"):
                 return True
             seen.add(node)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
@@ -112,12 +113,15 @@ def test_every_objective_has_a_case(cls: type) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_is_called_by_a_test(name: str) -> None:
-    calls = set()
-    for path in TESTS.rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                calls.add(node.func.id)
-    assert name in calls, f"no test calls {name}"
+    assert name in called(), f"no test calls {name}"
+
+
+@cache
+def called() -> set[str]:
+    """Names that the test files call."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("test_*.py"))
+    calls = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {function.id for function in calls if isinstance(function, ast.Name)}
 
 
 @pytest.mark.parametrize("cls", classes(), ids=lambda c: c.__qualname__)

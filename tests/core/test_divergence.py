@@ -10,7 +10,7 @@ from helpers import normal, perturb, rng, seeded
 from torch import nn
 
 from core import ExactDivergence, Hutchinson, HutchPlusPlus
-from core.divergence import Divergence
+from core.divergence import Divergence, draw_probes
 from core.nets import MLP, ConvNet, RefineNet, ResidualMLP, UNet
 
 RANDOM = [name for name, divergence in DIVERGENCES.items() if not divergence.exact]
@@ -190,3 +190,15 @@ def test_inference_mode_is_refused(name: str) -> None:
 def test_number_of_probes_must_make_sense(build: Callable[[], Divergence]) -> None:
     with pytest.raises(ValueError, match="probes"):
         build()
+
+
+def test_what_made_x_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along an ODE with gradients x holds all steps before, and looking through them would cost their square."""
+    products = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: products.append(1) or grad(*a, **k))
+    x = nn.GroupNorm(1, 4)(normal(3, (4,), rng(0)).float().requires_grad_())
+    value, columns = Hutchinson(probes=3)(lambda y: y**3, x, draw_probes(3, x, "rademacher", rng(1)))
+    assert value.requires_grad
+    assert len(products) == 1  # one for all probes: no group norm lies between x and f(x)
+    torch.testing.assert_close(columns, (3 * x**2).sum(1, keepdim=True).expand(-1, 3))

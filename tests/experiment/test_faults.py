@@ -32,7 +32,7 @@ def test_killed_at_random_moments(tmp_path, whole, model):
 
 @pytest.mark.slow
 def test_a_suite_killed_at_random_moments(tmp_path):
-    assert faults.killed_suite(tmp_path / "suite", times=4, steps=200)["in_work"] >= 1
+    assert faults.killed_suite(tmp_path / "suite", times=2, steps=200)["in_work"] >= 1
 
 
 @pytest.mark.parametrize("damage", [faults.flip, faults.cut])

@@ -103,6 +103,7 @@ def test_growth_counts_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ode_growth, "SIZE", 2)
     monkeypatch.setattr(ode_growth, "perceptron", lambda size: Idle())
     monkeypatch.setattr(ode_growth, "BATCHES", (1, 4))
+    monkeypatch.setattr(ode_likelihood, "ROUNDS", 1)
     _, rows = ode_growth.measure()
     assert {row["along"] for row in rows} == {"D", "rows"}
     alone, four = (r for r in rows if r["along"] == "rows" and r["method"] == "dopri5_per_sample")
