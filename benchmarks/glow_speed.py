@@ -2,20 +2,17 @@
 
 import copy
 import importlib.metadata
-import os
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flow_peers import ratio
-from discrete import AffineCoupling, Flow, Glow
-from experiment.threads import keep_freed_memory
+from benchmarks.flow_peers import Rival, Run, ratio, seconds
+from benchmarks.peers import TASKS, prepare, runs_of
+from discrete import AffineCoupling, Glow
 
-RUNS, WARMUP, THREADS, TOLERANCE = 21, 3, (1, 2), 1e-8
+BUDGET, THREADS, TOLERANCE = 15.0, (1, 2), 1e-8
 
 Row = dict[str, Any]
 
@@ -68,22 +65,19 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
     Raises:
         RuntimeError: the two do not give the same log-density, so that their times say nothing.
     """
-    keep_freed_memory()  # else either is up to half slower in some runs and not in others
-    load = os.getloadavg()[0]
+    load = prepare()  # without it either is up to half slower in some runs and not in others
     rows = []
     for case in CASES:
         x = torch.randn(case.rows, *case.event_shape, generator=torch.Generator().manual_seed(0))
         exact = twins(case)
         about = {**case._asdict(), "log_prob_difference_nats": checked_difference(exact, x.double())}
         models = Twins(*(model.float() for model in exact))
-        bare = Networks(models.ours, x)
         about |= {"parameters_ours": _size(models.ours), "parameters_theirs": _size(models.theirs)}
+        rivals = {**_rivals(models), "bare": _bare(Networks(models.ours, x), x)}
         for threads in THREADS:
             torch.set_num_threads(threads)
-            for task, start in {"log_prob": _log_prob, "training step": _training_step}.items():
-                runs = {name: start(model, x) for name, model in {**models._asdict(), "bare": bare}.items()}
-                rows.append({**about, "threads": threads, "task": task, **_times(runs)})
-    settings = {"normflows": importlib.metadata.version("normflows"), "runs": RUNS, "dtype": "float32"}
+            rows += [{**about, "threads": threads, "task": task, **_times(runs_of(task, rivals, x))} for task in TASKS]
+    settings = {"normflows": importlib.metadata.version("normflows"), "dtype": "float32"}
     return {**settings, "load_average_at_start": load}, rows
 
 
@@ -137,7 +131,7 @@ def checked_difference(models: Twins, x: Tensor) -> float:
         RuntimeError: it is above the tolerance.
     """
     with torch.no_grad():
-        ours, theirs = (_density(model)(x) for model in models)
+        ours, theirs = (rival.log_prob(x) for rival in _rivals(models).values())
     difference = (ours - theirs).abs().max().item()
     if not difference < TOLERANCE:
         raise RuntimeError(f"the two flows differ by {difference:g} nats, so their times are not those of one density.")
@@ -188,40 +182,23 @@ def _copy_network(ours: nn.Module, theirs: nn.Module) -> None:
         theirs_last[0::2] = -ours_last[1::2] / s.reshape(-1, *(1 for _ in ours_last.shape[1:]))
 
 
-def _density(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    return model.log_prob if isinstance(model, Flow) else lambda x: model.log_prob(x, None)
+def _rivals(models: Twins) -> dict[str, Rival]:
+    ours, theirs = models
+    return {
+        "ours": Rival(ours, ours.log_prob, lambda rows: ours.sample((rows,))),
+        "theirs": Rival(theirs, lambda x: theirs.log_prob(x, None), lambda rows: theirs.sample(rows)[0]),
+    }
 
 
-def _log_prob(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            _density(model)(x)
-
-    return run
+def _bare(networks: Networks, x: Tensor) -> Rival:
+    return Rival(networks, networks.log_prob, lambda rows: networks.log_prob(x))
 
 
-def _training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        (-_density(model)(x).mean()).backward()
-        optimizer.step()
-
-    return run
-
-
-def _times(runs: dict[str, Callable[[], None]]) -> Row:
-    """Run by run in turn, so that whatever else the machine does meets all."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(WARMUP + RUNS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    taken = {name: times[WARMUP:] for name, times in seconds.items()}
+def _times(runs: dict[str, Run]) -> Row:
+    taken = seconds(runs, budget=BUDGET)
     faster, quartiles = ratio(taken["theirs"], taken["ours"])
     return {
+        "rounds": len(taken["ours"]),
         **{f"{name}_ms": 1e3 * median(times) for name, times in taken.items()},
         "ratio": faster,
         "ratio_quartiles": quartiles,

@@ -23,14 +23,20 @@ class Stair(NamedTuple):
     columns: slice
 
 
-def stairs_of(reads: Bool[Tensor, "rows columns"]) -> list[Stair]:
-    """Stairs about the entries of a matrix that are not zero; none where they spare little, or on the meta device.
+def stairs_of(reads: Bool[Tensor, "rows columns"], *, repeats: int = 1) -> list[Stair]:
+    """Stairs about what is not zero in a large matrix; none where they spare little, or on the meta device.
+
+    Large is 2¹⁷ entries and more: below them the calls cost what the zeros do.
+
+    Args:
+        reads: which entries are not zero.
+        repeats: how many such parts the matrix has, one below the other.
 
     Example:
         >>> stairs_of(torch.ones(512, 512, dtype=torch.bool).tril())[0]
         Stair(rows=128, columns=slice(0, 128, None))
     """
-    if reads.is_meta:
+    if reads.is_meta or repeats * reads.numel() < LARGE:
         return []
     stairs = []
     for rows in reads.tensor_split(STEPS):
@@ -48,9 +54,7 @@ def staircase_linear(
     *,
     repeats: int = 1,
 ) -> Float[Tensor, "batch rows"]:
-    """x Wᵀ + b, on a CPU without the zeros that the stairs of a large W spare: 3/8 of the multiply-adds of a triangle.
-
-    Large is 2¹⁷ entries and more: below them the calls cost what the zeros do.
+    """x Wᵀ + b, on a CPU without the zeros that the stairs of W spare: 3/8 of the multiply-adds of a triangle.
 
     Checked by tests/core/test_staircase.py.
 
@@ -61,7 +65,7 @@ def staircase_linear(
         stairs: of W, or of each of its equal parts one below the other; none to leave nothing out.
         repeats: how many parts.
     """
-    if not stairs or W.numel() < LARGE or x.device.type != "cpu":
+    if not stairs or x.device.type != "cpu":
         return F.linear(x, W, b)
     counts, columns = zip(*stairs, strict=True)
     weights = W.unflatten(0, (repeats, -1)).split(counts, 1)

@@ -68,7 +68,8 @@ class MaskedLinear(nn.Module):
     def set_mask(self, mask: int, reads: Bool[Tensor, "out_features in_features"]) -> None:
         """Which units each unit reads under the mask of this number."""
         self.mask[mask] = reads.to(self.mask)
-        self.stairs = stairs_of(reads[: len(reads) // self.repeats]) if len(self.mask) == 1 else []
+        part = reads[: len(reads) // self.repeats]
+        self.stairs = stairs_of(part, repeats=self.repeats) if len(self.mask) == 1 else []
 
     def forward(
         self, x: Float[Tensor, "rows in_features"], *, mask: MaskNumber = 0

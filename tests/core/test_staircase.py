@@ -46,12 +46,19 @@ def test_the_product_and_its_gradients_are_those_of_the_whole_matrix(kind: str, 
 def test_what_has_no_stairs_is_left_whole() -> None:
     scattered = triangle("lower")[:, torch.randperm(n, generator=rng(1))]
     assert stairs_of(scattered) == [] == stairs_of(triangle("lower").to("meta"))
-    nothing = torch.zeros(8, 8, dtype=torch.bool)
-    assert stairs_of(nothing) == [Stair(2, slice(0, 1))] * 4
-    small, x = torch.ones(32, 32).tril(), torch.ones(1, 32)
-    assert small.numel() < LARGE
-    dense = multiply_adds(lambda: torch.nn.functional.linear(x, small))
-    assert multiply_adds(lambda: staircase_linear(x, small, None, stairs_of(small > 0))) == dense
+    nothing = torch.zeros(512, 512, dtype=torch.bool)
+    assert stairs_of(nothing) == [Stair(128, slice(0, 1))] * 4
+
+
+def test_small_matrices_have_no_stairs() -> None:
+    """All parts of a matrix count."""
+    small = torch.ones(256, 256, dtype=torch.bool).tril()
+    assert small.numel() == LARGE // 2
+    assert stairs_of(small) == []
+    assert len(stairs_of(small, repeats=2)) == 4
+    outputs = MaskedLinear(256, 512, repeats=2)
+    outputs.set_mask(0, small.repeat(2, 1))
+    assert outputs.stairs == stairs_of(small, repeats=2)
 
 
 def test_triangular_layers_take_the_stairs() -> None:

@@ -13,7 +13,7 @@ from experiment.errors import UserError
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("CFLOWS_DATA_ROOT", ROOT.parent / "shared" / "data"))
 CONFIGS = [*sorted((ROOT / "configs/mnist").glob("*.toml")), *sorted((ROOT / "configs/cifar10_lossless_4k").glob("*"))]
-TWO_STEPS = ["train.steps=2", "train.batch_size=4", "data.validation_rows=10"]
+TWO_STEPS = ["train.steps=2", "train.batch_size=2", "data.validation_rows=2"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
     ("model", "gap", "settings"),
     [
         ("real_nvp", 0.06, ["train.steps=1500", "model.layers=6", "model.hidden=[64, 64]"]),
-        ("vp_sde", 0.15, ["train.steps=1200", "data.test_rows=1000"]),
+        ("vp_sde", 0.15, ["train.steps=1200", "data.test_rows=1000", "model.hidden=[64, 64, 64]"]),
     ],
 )
 def test_moons_within_a_gap_of_the_entropy(tmp_path, model, gap, settings):
