@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.flow_peers import Rival, Run, ratio, seconds
-from benchmarks.peers import TASKS, prepare, runs_of
+from benchmarks.peers import prepare, runs_of
 from discrete import AffineCoupling, Glow
 
 BUDGET, THREADS, TOLERANCE = 15.0, (1, 2), 1e-8
+MEASURED = ("log_prob", "training step")  # draws of such weights, which no training has seen, overflow in both
 
 Row = dict[str, Any]
 
@@ -76,7 +77,9 @@ def measure() -> tuple[dict[str, Any], list[Row]]:
         rivals = {**_rivals(models), "bare": _bare(Networks(models.ours, x), x)}
         for threads in THREADS:
             torch.set_num_threads(threads)
-            rows += [{**about, "threads": threads, "task": task, **_times(runs_of(task, rivals, x))} for task in TASKS]
+            rows += [
+                {**about, "threads": threads, "task": task, **_times(runs_of(task, rivals, x))} for task in MEASURED
+            ]
     settings = {"normflows": importlib.metadata.version("normflows"), "dtype": "float32"}
     return {**settings, "load_average_at_start": load}, rows
 

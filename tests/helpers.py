@@ -28,7 +28,7 @@ def unit(rows: int, event_shape: tuple[int, ...], generator: torch.Generator) ->
 def seeded(build: Callable[[], T], seed: int = 0) -> T:
     """Builds under a fixed seed of the global generator, which initialises networks, and restores it."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build()
 
 
