@@ -63,10 +63,10 @@ def _has_group_norm(value: Tensor, x: Tensor) -> bool:
     Torch does not batch its second derivative: it fails or, where sizes happen to agree, is wrong in silence.
     """
     # Not what made x: along an ODE that is every step before.
-    nodes, seen = [value.grad_fn], {None, x.grad_fn}
+    nodes, seen = [value.grad_fn], {x.grad_fn}
     while nodes:
         node = nodes.pop()
-        if node not in seen:
+        if node is not None and node not in seen:
             if node.name().startswith("NativeGroupNorm"):
                 return True
             seen.add(node)
