@@ -27,6 +27,8 @@ def _global_generator() -> Iterator[None]:
     """Networks that a test builds on the fly start alike in every order and selection of tests."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)  # torch.manual_seed writes down the whole stack for each kind of device
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)
         yield
 
 

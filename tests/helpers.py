@@ -29,6 +29,8 @@ def seeded(build: Callable[[], T], seed: int = 0) -> T:
     """Builds under a fixed seed of the global generator, which initialises networks, and restores it."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
         return build()
 
 
