@@ -32,10 +32,27 @@ def _global_generator() -> Iterator[None]:
         yield
 
 
+class FirstCalls(type(jaxtyping.config)):
+    """Annotations are checked in the first calls of each test; all of a solver's, alike, would cost a third of it."""
+
+    checked = 500
+    calls = 0
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        self.calls += 1
+        return self.calls > self.checked
+
+
+jaxtyping.config.__class__ = FirstCalls
+
+
 @pytest.fixture(autouse=True)
-def _annotations(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Checked in each call, but where a test makes the same calls thousands of times: that would take a third of it."""
-    unchecked = any(request.node.get_closest_marker(name) for name in ("slow", "unchecked"))
-    jaxtyping.config.update("jaxtyping_disable", unchecked)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+def _annotations() -> None:
+    jaxtyping.config.calls = 0
+
+
+@pytest.fixture
+def unannotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: no annotation is checked."""
+    monkeypatch.setattr(FirstCalls, "checked", 0)

@@ -33,7 +33,6 @@ solve = partial(solvers.by_exact_trace, error_factor=None)
 @pytest.mark.parametrize(
     ("name", "dimensions"), [*((name, 2) for name in SDES), ("vp", 16), ("sub-vp", 16), ("ve", 16)]
 )
-@pytest.mark.unchecked
 def test_mixture_likelihood(name: str, dimensions: int) -> None:
     mixture = MIXTURES[dimensions]
     x = mixture.sample((6,), generator=rng(2))
@@ -219,7 +218,6 @@ def test_likelihood_in_64_dimensions(method: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
 @pytest.mark.parametrize("method", [*ADAPTIVE[:2], PER_SAMPLE, "heun2", "heun3", "rk4", "adams", "adams_sparse"])
-@pytest.mark.unchecked
 def test_error_is_within_three_times_the_one_reported(method: str, name: str) -> None:
     """For every row of a mixture, whatever the tolerance, in 1, 2 and 16 dimensions."""
     sde = SDES[name][0]

@@ -32,7 +32,6 @@ TIGHT = ProbabilityFlow(rtol=1e-9, atol=1e-9)
 @pytest.mark.parametrize(
     ("name", "spacing"), [("vp", "time"), ("vp", "quadratic"), ("sub-vp", "karras"), ("ve-narrow", "log_snr")]
 )
-@pytest.mark.unchecked
 def test_order_on_a_mixture(name: str, spacing: str, method: str) -> None:
     build = partial(ProbabilityFlow, method=method, spacing=spacing, t_min=0.02)
     if method in ADAMS and spacing == "karras":

@@ -44,7 +44,6 @@ def test_clean(sampler: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve-narrow"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.unchecked
 def test_gaussian_data(sampler: str, name: str) -> None:
     samplers.reaches_gaussian_data(
         SAMPLERS[sampler],
@@ -59,7 +58,6 @@ def test_gaussian_data(sampler: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "ve"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.unchecked
 def test_mixture(sampler: str, name: str) -> None:
     samplers.reaches_a_mixture(SAMPLERS[sampler], SDES[name][0], bias=0.05, generator=rng(0))
 

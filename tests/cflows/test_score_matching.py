@@ -3,7 +3,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from cases import COVARIANCES, LADDER, LADDER_OBJECTIVES, MEANS, SCORE_OBJECTIVES, WEIGHTS
@@ -339,14 +338,11 @@ def test_settings_that_make_no_sense_are_refused(build: Callable[[], nn.Module],
         build()
 
 
+@pytest.mark.usefixtures("unannotated")
 def test_unknown_names_are_refused_where_types_are_not_checked() -> None:
     """Without beartype a wrong name must not pass for the last of the choices."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        for build in (FiniteDifferenceScoreMatching, SlicedScoreMatching):
-            with pytest.raises(ValueError, match="rademacher, gaussian or sphere"):
-                build(torch.tanh, distribution="normal")
-        with pytest.raises(ValueError, match="weighting must be"):
-            LadderDenoising(torch.tanh, LADDER, weighting="likelihood")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    for build in (FiniteDifferenceScoreMatching, SlicedScoreMatching):
+        with pytest.raises(ValueError, match="rademacher, gaussian or sphere"):
+            build(torch.tanh, distribution="normal")
+    with pytest.raises(ValueError, match="weighting must be"):
+        LadderDenoising(torch.tanh, LADDER, weighting="likelihood")

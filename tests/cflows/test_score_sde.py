@@ -28,7 +28,6 @@ def variance(name: str, t: float, data_std: float) -> float:
 
 @pytest.mark.parametrize("data_std", [0.5, 2.0])
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.unchecked
 def test_untrained_is_a_gaussian_in_closed_form(name: str, data_std: float) -> None:
     """F = 0 is the score of N(0, v I): the ODE scales x by √(V(1)/V(t_min)), and the prior does the rest."""
     model = untrained(name, data_std)

@@ -31,7 +31,6 @@ def modes(features: int) -> GaussianMixture:
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
 @pytest.mark.parametrize("method", ["dopri5", PER_SAMPLE])
 @pytest.mark.parametrize("features", [2, 8])
-@pytest.mark.unchecked
 def test_no_row_of_thousands_is_off_by_three_times_what_is_reported(
     features: int, method: str, tolerance: float
 ) -> None:
@@ -49,7 +48,6 @@ def test_no_row_of_64_dimensions_is_off_by_three_times_what_is_reported() -> Non
 
 @pytest.mark.parametrize(("method", "large"), [("dopri8", 250), ("bosh3", 600), ("adaptive_heun", 2000)])
 @pytest.mark.parametrize("features", [2, 8])
-@pytest.mark.unchecked
 def test_other_methods_err_on_the_large_side(features: int, method: str, large: float) -> None:
     """By far: what they keep is much better than what their estimates are of."""
     run, mixture = partial(solvers.by_exact_trace, method=method, tolerance=1e-3), modes(features)
@@ -105,7 +103,6 @@ def test_errors_of_the_steps_of_each_row() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.unchecked
 def test_errors_of_the_steps_of_all_rows(method: str, ends: tuple[float, float], dtype: torch.dtype) -> None:
     """What torchdiffeq found for every step it took."""
     x = normal(3, (4,), rng(2)).to(dtype)

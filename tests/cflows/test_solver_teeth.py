@@ -231,7 +231,6 @@ CASES: dict[str, tuple[Contract, Faulty, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.unchecked
 def test_formula(name: str) -> None:
     contract, right, fault = CASES[name]
     Tooth(contract, lambda: right, lambda: replace(right, **fault)).bites()

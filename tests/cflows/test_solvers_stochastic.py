@@ -177,7 +177,6 @@ def test_reverse_diffusion_under_ve_is_ancestral_with_the_variance_of_the_transi
     [("vp", "time"), ("vp", "log_snr"), ("vp", "karras"), ("sub-vp", "time"), ("ve-narrow", "time")],
 )
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "euler-maruyama"])
-@pytest.mark.unchecked
 def test_weak_order(solver: str, name: str, spacing: str) -> None:
     build, draws, _ = SOLVERS[solver]
 
@@ -190,7 +189,6 @@ def test_weak_order(solver: str, name: str, spacing: str) -> None:
 
 @pytest.mark.parametrize(("name", "spacing"), [("vp", "time"), ("sub-vp", "karras"), ("ve-narrow", "time")])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.unchecked
 def test_strong_order(solver: str, name: str, spacing: str) -> None:
     """Under VE the mean-square error of SRA1 is still that of its drift, of order 2, at these steps."""
     build, order = SOLVERS[solver].build, SOLVERS[solver].build().orders.strong

@@ -98,7 +98,6 @@ def test_a_learned_problem_is_one_score_in_both_precisions(tmp_path: Path, monke
     assert problem.score.rows_seen == 3
 
 
-@pytest.mark.unchecked
 def test_growth_counts_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ode_growth, "SIZES", (2,))
     monkeypatch.setattr(ode_growth, "SIZE", 2)

@@ -2,7 +2,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import jaxtyping
 import pytest
 import torch
 from cases import VAES
@@ -365,13 +364,10 @@ def test_errors(build: Callable[[], object], message: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"posterior": "normal"}, {"likelihood": "poisson"}])
+@pytest.mark.usefixtures("unannotated")
 def test_unknown_names_are_refused_where_types_are_not_checked(wrong: dict[str, str]) -> None:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-            VAE(4, latent=2, hidden=(8,), features=4, **wrong)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        VAE(4, latent=2, hidden=(8,), features=4, **wrong)
 
 
 def test_prior_may_be_a_flow() -> None:
