@@ -35,7 +35,7 @@ def _global_generator() -> Iterator[None]:
 class FirstCalls(type(jaxtyping.config)):
     """Annotations are checked in the first calls of each test; all of a solver's, alike, would cost a third of it."""
 
-    checked = 500
+    checked = 200
     calls = 0
 
     @property

@@ -27,6 +27,13 @@ def test_a_library_brings_torch_and_no_scipy(package: str) -> None:
     assert not {"scipy", "torchdiffeq", "sklearn", "matplotlib", "pandas"} & found
 
 
+def test_training_brings_neither_statistics_nor_plots() -> None:
+    """Scikit-learn takes as long as torch: it comes with the first digits or mixture, matplotlib with a figure."""
+    found = loaded("import experiment.training.engine")
+    assert "torch" in found
+    assert not {"scipy", "sklearn", "matplotlib", "pandas"} & found
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_torch(script: str) -> None:
     code = f"""

@@ -3,12 +3,9 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.optimize import minimize_scalar
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 
 from core import DensityModel, GaussianMixture
@@ -17,6 +14,9 @@ from core.shapes import vector_size
 from experiment.data.dataset import rows_at_once
 from experiment.data.order import drawn_order
 from experiment.sections.baselines import BaselineModel, GaussianMixtureModel, GaussianModel, KernelDensityModel
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture as SklearnMixture
 
 RIDGE = 1e-9  # added to a covariance, in units of the variances of the features
 LEFT_OUT = 1000  # rows whose leave-one-out likelihood chooses the bandwidth
@@ -136,8 +136,11 @@ def _mixture(section: GaussianMixtureModel, x: Tensor) -> tuple[Tensor, Tensor, 
     return means, (covariances + covariances.mT) / 2, weights.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _expectation_maximization(section: GaussianMixtureModel, x: Tensor, components: int) -> SklearnMixture:
+def _expectation_maximization(section: GaussianMixtureModel, x: Tensor, components: int) -> "SklearnMixture":
     """Each step raises the likelihood, so that an end before convergence is one too."""
+    from sklearn.exceptions import ConvergenceWarning  # as long to import as torch
+    from sklearn.mixture import GaussianMixture as SklearnMixture
+
     em = SklearnMixture(components, max_iter=section.iterations, reg_covar=1e-6, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -161,6 +164,8 @@ def bandwidth(x: Tensor) -> float:
     References:
         Silverman, "Density estimation for statistics and data analysis", 1986, section 3.4.4.
     """
+    from scipy.optimize import minimize_scalar  # half as long to import as torch
+
     N, D = x.shape
     some = x[: min(N, LEFT_OUT)]
     squares = torch.cdist(some, x).square()

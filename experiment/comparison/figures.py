@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from cflows.models.continuous_flow import ContinuousFlow
 from cflows.sde import probability_flow
@@ -180,6 +179,8 @@ def _span(column: Array) -> tuple[float, float]:
 
 def _lines_of_mass(axis: Axes, x: Array, across: tuple[float, float], up: tuple[float, float]) -> None:
     """Lines of equal density of points, the innermost around the smallest share of them."""
+    from scipy.ndimage import gaussian_filter  # half as long to import as torch
+
     counts, xs, ys = np.histogram2d(x[:, 0], x[:, 1], bins=SMOOTHED, range=[list(across), list(up)])
     p = gaussian_filter(counts, 1.2)
     levels = np.unique(levels_of_mass(p, INSIDE))

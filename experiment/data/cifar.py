@@ -1,9 +1,9 @@
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pooch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from experiment.data.dataset import Dataset, Layout, lay_out
@@ -67,8 +67,9 @@ def _find(path: Path) -> Path:
 
 def _read_sheet(path: Path) -> Tensor:
     """Pixels of a sheet as whole numbers in float32, (rows, 3, 32, 32)."""
-    pixels = matplotlib.image.imread(path)  # k/255 in float32, from which rounding brings back k
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
     if pixels.shape != SHEET_SHAPE:
         raise UserError(f"{path}: the sheet has shape {pixels.shape}; a sheet of images has {SHEET_SHAPE}.")
-    levels = torch.from_numpy(np.rint(255 * pixels))
+    levels = torch.from_numpy(pixels.astype(np.float32))
     return levels.reshape(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()

@@ -1,5 +1,4 @@
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from experiment.data.dataset import Dataset, Layout, lay_out, split_rows
@@ -24,6 +23,8 @@ def digits(*, layout: Layout = "flat", labels: bool = False) -> Dataset:
         >>> digits(layout="image").event_shape
         torch.Size([1, 8, 8])
     """
+    from sklearn.datasets import load_digits  # as long to import as torch
+
     source = load_digits()
     images, classes = lay_out(torch.from_numpy(source.images).float(), layout), torch.from_numpy(source.target).long()
     rows, digit = (_split(part) for part in (images, classes))

@@ -5,7 +5,6 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from experiment.data.dataset import Dataset, Layout, lay_out
@@ -51,6 +50,8 @@ def photographs(
         >>> photographs(train_rows=10, validation_rows=10, test_rows=10, layout="image").event_shape
         torch.Size([1, 8, 8])
     """
+    from sklearn.datasets import load_sample_images  # as long to import as torch
+
     generator = torch.Generator().manual_seed(seed)
     tiles = torch.cat([_tiles(picture, colour=colour) for picture in load_sample_images().images])
     if not 1 <= side <= min(tiles.shape[2:]):

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from core import bits_per_dim
 from core.density import Kind
@@ -50,7 +49,7 @@ def error_budget(arrays: dict[str, Array], kind: Kind, dataset: Dataset) -> dict
         found["bits_per_dim"] = _bits(found["log_prob_nats"], dataset)
         found["bits_per_dim_error"] = -_bits(math.hypot(sampling, solver), dataset)
         if kind != "exact" and not arrays["std_error"].any():
-            tighter = logsumexp(log_prob, 0) - math.log(draws)
+            tighter = np.logaddexp.reduce(log_prob) - math.log(draws)
             found["bits_per_dim_log_mean_exp"] = _bits(float(tighter.mean()), dataset)
             error = math.hypot(standard_error(tighter), solver)
             found["bits_per_dim_log_mean_exp_error"] = -_bits(error, dataset)

@@ -1,4 +1,3 @@
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,6 @@ from experiment.config import parse_config
 from experiment.data import Dataset, photographs
 from experiment.errors import UserError
 
-module = sys.modules["experiment.data.photographs"]
-
 
 def small(**settings: object) -> Dataset:
     return photographs(**{"train_rows": 400, "validation_rows": 100, "test_rows": 200, **settings})  # type: ignore[arg-type]
@@ -24,7 +21,7 @@ def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     level = np.arange(60).reshape(6, 10).repeat(71, 0).repeat(64, 1)
     level = np.pad(level, ((0, 1), (0, 0)), constant_values=255)  # the last line is left over
     pictures = [np.repeat((level + start)[:, :, None], 3, 2).astype(np.uint8) for start in (0, 60)]
-    monkeypatch.setattr(module, "load_sample_images", lambda: SimpleNamespace(images=pictures))
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: SimpleNamespace(images=pictures))
 
 
 def test_no_pixel_serves_two_splits(numbered: None) -> None:
