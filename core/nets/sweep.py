@@ -12,7 +12,7 @@ from core.modes import inferring
 if TYPE_CHECKING:
     from core.nets.masked import MaskedMLP, Node
 
-BLOCK = 8  # degrees
+BLOCK = 16  # degrees
 
 
 class Layer(NamedTuple):
@@ -86,41 +86,39 @@ def sweep(
     """See `MaskedMLP.sweep`. Values are `(units, rows)`, so that the units of one degree are contiguous.
 
     What `BLOCK` degrees read of all degrees before them is one large product; what they read of one another is left to
-    the steps.
+    the steps, where those of them that are not known yet are zero.
     """
     plan = Plan(network, mask)
-    raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]
-    skipped = {layer.node.skip for layer in plan.layers}
-    active = [v.new_empty(v.shape) if i and i in skipped else v for i, v in enumerate(raw)]
+    new_values = plan.layers[0].weight.new_zeros
+    raw = [new_values(width, rows) for width in network.widths]
+    active = [raw[0], *(new_values(width, rows) for width in network.widths[1:-1])]
     if context is not None:
         raw[0][: network.context_features] = context.T
-    # Views of all degrees at once: one by one they would cost as much as the products of them.
+    # Views of many degrees at once: one by one they would cost more than the products of them.
     raw_units, active_units = ([v.split(plan.counts[i]) for i, v in enumerate(values)] for values in (raw, active))
-    weights = [layer.weight.split(plan.counts[i]) for i, layer in enumerate(plan.layers, 1)]
     x = raw[0][network.context_features :].unsqueeze(-1).unbind()
     thetas = raw[-1].unflatten(0, (network.features, 1, -1)).permute(0, 3, 1, 2).unbind()
-    activate, starts = network.activation.forward, [0]
+    activate, block = network.activation.forward, list[tuple[tuple[Tensor, ...], Tensor]]()
     for m, feature in enumerate(plan.features):
         if m % BLOCK == 0:
-            starts = [upto[m] for upto in plan.upto]
+            block = []
             for i, (node, weight, bias) in enumerate(plan.layers, 1):
-                first = m + node.is_output
+                first, source = m + node.is_output, active[node.source]
                 units, known = plan.between(i, first, first + BLOCK), plan.known(node.source, m - 1)
-                torch.addmm(bias[units], weight[units, known], active[node.source][known], out=raw[i][units])
-        for i, (node, _, _) in enumerate(plan.layers, 1):
+                torch.addmm(bias[units], weight[units, known], source[known], out=raw[i][units])
+                inside = plan.between(node.source, m, m + BLOCK)
+                block.append((weight[units, inside].split(plan.counts[i][first : first + BLOCK]), source[inside]))
+        for i, ((node, _, _), (weights, source)) in enumerate(zip(plan.layers, block, strict=True), 1):
             degree = m + node.is_output
             if not plan.counts[i][degree]:
                 continue
-            y, first = raw_units[i][degree], starts[node.source]
-            count = plan.upto[node.source][m + 1] - first
-            read = weights[i - 1][degree].narrow(1, first, count), active[node.source].narrow(0, first, count)
-            torch.addmm(y, *read, out=y)
+            y = raw_units[i][degree]
+            torch.addmm(y, weights[m % BLOCK], source, out=y)
             if node.skip is not None:
                 y += raw_units[node.skip][degree]
             if not node.is_output:
-                result = activate(y)
-                if active[i] is not raw[i] or result is not y:
-                    active_units[i][degree].copy_(result)
+                # A skip reads y again, whose activation then is a copy; where none does, it takes the place of y.
+                active_units[i][degree].copy_(activate(y))
         x[m].copy_(choose(slice(feature, feature + 1), thetas[m]))
     return raw[0][network.context_features :].index_select(0, network.places[mask]).T.contiguous()
 
