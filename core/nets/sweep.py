@@ -12,7 +12,8 @@ from core.modes import inferring
 if TYPE_CHECKING:
     from core.nets.masked import MaskedMLP, Node
 
-BLOCK = 16  # degrees
+BLOCK, BLOCK_OF_MANY = 16, 8  # degrees
+MANY = 10_000  # multiply-adds of what a degree reads of one other: from here on products with zeros are dear
 
 
 class Layer(NamedTuple):
@@ -85,13 +86,17 @@ def sweep(
 ) -> Tensor:
     """See `MaskedMLP.sweep`. Values are `(units, rows)`, so that the units of one degree are contiguous.
 
-    What `BLOCK` degrees read of all degrees before them is one large product; what they read of one another is left to
-    the steps, where those of them that are not known yet are zero.
+    What a block of degrees reads of all degrees before it is one large product; what they read of one another is left
+    to the steps, where those of them that are not known yet are zero, or left out where these would be many numbers.
     """
     plan = Plan(network, mask)
-    new_values = plan.layers[0].weight.new_zeros
-    raw = [new_values(width, rows) for width in network.widths]
-    active = [raw[0], *(new_values(width, rows) for width in network.widths[1:-1])]
+    many = rows * (max(network.widths[1:-1], default=0) / network.features) ** 2 > MANY
+    size = BLOCK_OF_MANY if many else BLOCK
+    raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]
+    raw[0].zero_()
+    skipped = {layer.node.skip for layer in plan.layers}
+    apart = {i for i in range(1, len(raw) - 1) if i in skipped or not many}
+    active = [torch.zeros_like(v) if i in apart else v for i, v in enumerate(raw)]
     if context is not None:
         raw[0][: network.context_features] = context.T
     # Views of many degrees at once: one by one they would cost more than the products of them.
@@ -100,25 +105,29 @@ def sweep(
     thetas = raw[-1].unflatten(0, (network.features, 1, -1)).permute(0, 3, 1, 2).unbind()
     activate, block = network.activation.forward, list[tuple[tuple[Tensor, ...], Tensor]]()
     for m, feature in enumerate(plan.features):
-        if m % BLOCK == 0:
+        if m % size == 0:
             block = []
             for i, (node, weight, bias) in enumerate(plan.layers, 1):
                 first, source = m + node.is_output, active[node.source]
-                units, known = plan.between(i, first, first + BLOCK), plan.known(node.source, m - 1)
+                units, known = plan.between(i, first, first + size), plan.known(node.source, m - 1)
                 torch.addmm(bias[units], weight[units, known], source[known], out=raw[i][units])
-                inside = plan.between(node.source, m, m + BLOCK)
-                block.append((weight[units, inside].split(plan.counts[i][first : first + BLOCK]), source[inside]))
+                inside = plan.between(node.source, m, m + size)
+                block.append((weight[units, inside].split(plan.counts[i][first : first + size]), source[inside]))
         for i, ((node, _, _), (weights, source)) in enumerate(zip(plan.layers, block, strict=True), 1):
             degree = m + node.is_output
             if not plan.counts[i][degree]:
                 continue
-            y = raw_units[i][degree]
-            torch.addmm(y, weights[m % BLOCK], source, out=y)
+            y, weight = raw_units[i][degree], weights[m % size]
+            if many:
+                count = plan.upto[node.source][m + 1] - plan.upto[node.source][m - m % size]
+                weight, source = weight.narrow(1, 0, count), source.narrow(0, 0, count)
+            torch.addmm(y, weight, source, out=y)
             if node.skip is not None:
                 y += raw_units[node.skip][degree]
             if not node.is_output:
-                # A skip reads y again, whose activation then is a copy; where none does, it takes the place of y.
-                active_units[i][degree].copy_(activate(y))
+                result = activate(y)
+                if i in apart or result is not y:
+                    active_units[i][degree].copy_(result)
         x[m].copy_(choose(slice(feature, feature + 1), thetas[m]))
     return raw[0][network.context_features :].index_select(0, network.places[mask]).T.contiguous()
 

@@ -1,5 +1,7 @@
 import copy
 import inspect
+import itertools
+import math
 import pickle
 from typing import Any
 
@@ -206,8 +208,10 @@ def test_sweep_with_every_activation(conditioner: str, activation: str) -> None:
 def test_blocks_of_a_sweep_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(**VARIANTS[name])
     c, drawn = context(network, 7), []
-    for block in (1, 2, 3, D):
+    for block, many in itertools.product((1, 2, 3, D), (0, math.inf)):
         monkeypatch.setattr(sweep, "BLOCK", block)
+        monkeypatch.setattr(sweep, "BLOCK_OF_MANY", block)
+        monkeypatch.setattr(sweep, "MANY", many)
         drawn.append(network.sweep(lambda _, theta: theta.tanh().sum(-1), 7, c))
     for x in drawn[:-1]:
         torch.testing.assert_close(x, drawn[-1], rtol=0, atol=1e-12)
