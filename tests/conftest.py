@@ -25,10 +25,10 @@ settings.load_profile("fixed")
 @pytest.fixture(autouse=True)
 def _global_generator() -> Iterator[None]:
     """Networks that a test builds on the fly start alike in every order and selection of tests."""
+    from helpers import seed_everywhere  # on the path since this file set it
+
     with torch.random.fork_rng():
-        torch.default_generator.manual_seed(0)  # torch.manual_seed writes down the whole stack for each kind of device
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(0)
+        seed_everywhere(0)
         yield
 
 

@@ -25,12 +25,17 @@ def unit(rows: int, event_shape: tuple[int, ...], generator: torch.Generator) ->
     return torch.rand(rows, *event_shape, generator=generator, dtype=torch.float64)
 
 
+def seed_everywhere(seed: int) -> None:
+    """Seeds the global generators; `torch.manual_seed` would write down the whole stack for each kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
 def seeded(build: Callable[[], T], seed: int = 0) -> T:
     """Builds under a fixed seed of the global generator, which initialises networks, and restores it."""
     with torch.random.fork_rng():
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(seed)
+        seed_everywhere(seed)
         return build()
 
 
