@@ -107,7 +107,15 @@ def test_gradients(name: str, direction: modules.Call) -> None:
     modules.gradients_reach_every_parameter(direction, s.bijection, start, s.context)
 
 
-@pytest.mark.parametrize("contract", [modules.rows_are_independent, modules.input_is_left_alone, modules.runs_on_meta])
+@pytest.mark.parametrize(
+    "contract",
+    [
+        modules.rows_are_independent,
+        modules.input_is_left_alone,
+        modules.gradients_change_nothing,
+        modules.runs_on_meta,
+    ],
+)
 @NAMES
 def test_module_contract(name: str, contract: Callable[..., None]) -> None:
     s = Setting(name)

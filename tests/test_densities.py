@@ -131,6 +131,8 @@ def test_gradients(name: str) -> None:
 def test_input_and_copies(name: str) -> None:
     s = Setting(name)
     modules.input_is_left_alone(log_prob, s.model, s.x, s.context)
+    without = (torch.no_grad,) if is_solved(s.model) else (torch.no_grad, torch.inference_mode)
+    modules.gradients_change_nothing(log_prob, s.model, s.x, s.context, without=without)
     modules.copies_are_bit_equal(log_prob, s.model, seeded(s.case.build, seed=7), s.x, s.context)
 
 

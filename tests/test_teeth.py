@@ -152,6 +152,7 @@ FAULTS = {
     "batch statistics": modules.rows_are_independent,
     "in place": modules.input_is_left_alone,
     "requires grad": modules.input_is_left_alone,
+    "wrong without gradients": modules.gradients_change_nothing,
     "stray tensor": modules.runs_on_meta,
     "hidden state": copies,
     "kept graph": copies,

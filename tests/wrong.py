@@ -79,6 +79,8 @@ class Elementwise(Bijection):
         if self.fault == "requires grad":
             x.requires_grad_()
         log_det = s.sum().detach() if self.fault == "detached log-det" else s.sum()
+        if self.fault == "wrong without gradients" and not torch.is_grad_enabled():
+            log_det = -log_det
         return x * s.exp(), log_det.expand(len(x))
 
     def inverse(self, z: Tensor, context: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,24 @@ def input_is_left_alone(call: Call, module: nn.Module, x: Tensor, context: Tenso
     assert torch.equal(x, before), "the input was changed in place"
     assert not x.requires_grad, "requires_grad was switched on in the caller's tensor"
     assert context is None or torch.equal(context, before_context), "the context was changed in place"
+
+
+def gradients_change_nothing(
+    call: Call,
+    module: nn.Module,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    without: Sequence[type] = (torch.no_grad, torch.inference_mode),
+) -> None:
+    """Without gradients, where a module may take a shorter way, the same comes out, to rounding."""
+    expected = call(module, x, context)
+    for mode in without:
+        with mode():
+            results = call(module, x, context)
+        for result, other in zip(results, expected, strict=True):
+            assert not result.requires_grad, f"a graph under {mode.__name__}"
+            torch.testing.assert_close(result, other.detach(), rtol=1e-9, atol=1e-9)
 
 
 def runs_on_meta(call: Call, module: nn.Module, x: Tensor, context: Tensor | None = None) -> None:
