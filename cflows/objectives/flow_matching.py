@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cflows.models.continuous_flow import ContinuousFlow
-from cflows.objectives.rows import mean_over_rows, spread_evenly
+from cflows.objectives.rows import require_rows, spread_evenly
 from core.density import Context
 from core.rng import Rng, for_all_rows, rand, randn
 from core.shapes import align
@@ -86,6 +87,7 @@ class ConditionalFlowMatching(nn.Module):
             ValueError: an empty batch, or `optimal` with contexts: given its context the noise that a row is paired
                 with would no longer be N(0, I).
         """
+        require_rows(batch, owner=type(self).__name__)
         if self.coupling == "optimal" and noise is None and context is not None:
             raise ValueError(
                 "ConditionalFlowMatching's coupling is 'optimal', which has no place for contexts: within one context "
@@ -93,11 +95,11 @@ class ConditionalFlowMatching(nn.Module):
             )
         t = rand((len(batch),), generator, like=batch) if self.times == "uniform" else spread_evenly(batch, generator)
         x_1 = self._noise(batch, generator) if noise is None else noise
-        slope = 1 - self.sigma_min
-        x_t = align(1 - t, batch) * batch + align(self.sigma_min + slope * t, batch) * x_1
+        x_t, target = torch.lerp(batch, x_1, align(t, batch)), x_1 - batch
+        if self.sigma_min:
+            x_t, target = x_t + self.sigma_min * align(1 - t, batch) * x_1, target - self.sigma_min * x_1
         v = self.velocity(x_t, t) if context is None else self.velocity(x_t, t, context)
-        losses = (v - (slope * x_1 - batch)).square().flatten(1).mean(1)
-        return mean_over_rows(losses, owner=type(self).__name__)
+        return F.mse_loss(v, target)
 
     def _noise(self, x_0: Tensor, generator: Rng) -> Tensor:
         if self.coupling == "independent":

@@ -25,6 +25,15 @@ def mean_over_rows(losses: Float[Tensor, " rows"], *, owner: str) -> Float[Tenso
     Raises:
         ValueError: no rows.
     """
-    if len(losses) == 0:
-        raise ValueError(f"{owner} needs at least one row, but the batch is empty.")
+    require_rows(losses, owner=owner)
     return losses.mean()
+
+
+def require_rows(batch: Float[Tensor, "rows ..."], *, owner: str) -> None:
+    """Refuses an empty batch.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if len(batch) == 0:
+        raise ValueError(f"{owner} needs at least one row, but the batch is empty.")
