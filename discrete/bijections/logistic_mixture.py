@@ -7,22 +7,27 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from core.shapes import features_first
+from discrete.bijections.quantile_table import QuantileTable
 from discrete.bijections.quantiles import (
-    Residual,
+    FEW,
     TailAt,
     batch_second,
     bracketed_newton,
     choose,
     log_hazard,
+    log_hazard_below,
     log_ndtr_below,
     lower_quantile,
     may_have,
     mixture_quantile,
+    newton_step,
+    replaced,
 )
 
 SATURATED = 40.0  # for u < -40 σ(u) is e^u to rounding, in either dtype, and far from underflow
 KNOTS, REACH = 288, 6.0  # of a table, in all or 9 a component, so many scales from its mean
+AMONG = 9  # knots that are averaged
+BEYOND = (1.0, 2.5, 5.0, 9.0)  # scales behind the last of them, for the tails
 CACHE = 2**17  # values that a CPU core has at hand: half a megabyte in float32
 
 
@@ -41,13 +46,12 @@ class LogisticMixture(NamedTuple):
 
     def quantile(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = F⁻¹(Φ(z)), and log dx/dz."""
-        x, log_rate = mixture_quantile(type(self), z, *self)
+        x, log_slope = mixture_quantile(type(self), z, *self)
         if torch.is_grad_enabled():  # else what the search saw last is enough
             lower = (z <= 0).to(z.dtype)
             _, log_p, log_rate = self.tail(x, lower)
             return x, log_hazard(z * (2 * lower - 1), log_p) - log_rate
-        below = -z.abs()
-        return x, log_hazard(below, log_ndtr_below(below)) - log_rate
+        return x, -log_slope
 
     def tail(self, x: Tensor, lower: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """1 where the lighter tail P is F and 0 where it is 1 - F, log P and log f/P; or of the side asked for."""
@@ -69,53 +73,76 @@ class LogisticMixture(NamedTuple):
         return self.log_w + F.logsigmoid(u) + F.logsigmoid(-u) - self.log_s
 
     def search(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The root x of log P(x) = log Φ(-|z|), on the side of z, where log F is all but straight; and log f/P."""
-        lower, goal = (z <= 0).to(z.dtype), log_ndtr_below(-z.abs())
+        """The root x of log P(x) = log Φ(-|z|), on the side of z, where log F is all but straight; and log dz/dx."""
+        lower, below = (z <= 0).to(z.dtype), -z.abs()
+        goal = log_ndtr_below(below)
+        equation = _Equation(self, lower, goal)
+        x, log_rate = equation.root_near(self.table()(z)) if _shared(self.mu) else equation.root()
+        return x, log_rate - log_hazard_below(below, goal)
 
-        def select(index: Tensor) -> Residual:
-            place = index % self.mu[0].numel() if _shared(self.mu) else index
-            parameters = (p.flatten(1)[:, place] for p in self)
-            return LogisticMixture(*parameters)._residual(lower.flatten()[index], goal.flatten()[index])
+    def at(self, index: Tensor) -> "LogisticMixture":
+        """The parameters at some places of x, flattened."""
+        place = index % self.mu[0].numel() if _shared(self.mu) else index
+        return LogisticMixture(*(p.flatten(1).index_select(1, place) for p in self))
 
-        eps, s = torch.finfo(z.dtype).eps, self.log_s.exp()
-        # The components' own quantiles lie within these, a scale farther out: at the least every F_k ≤ Φ(z).
-        far = s.amax(0) * (1 + torch.log1p(-goal.exp()) - goal)
-        low, high = self.mu.amin(0) - far, self.mu.amax(0) + far
-        x = (low + high) / 2
-        if _shared(self.mu):
-            x, low, high = self.narrow(z, low, high)
-        tolerance = 4 * eps * (1 - goal)
-        residual = self._residual(lower, goal)
-        return bracketed_newton(residual, x, low, high, tolerance=tolerance, select=select)
-
-    def _residual(self, lower: Tensor, goal: Tensor) -> Residual:
-        """log P(x) - log Φ, signed so that it rises with x."""
-        side = 2 * lower - 1
-
-        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
-            _, log_p, log_rate = self.tail(x, lower)
-            return side * (log_p - goal), log_rate
-
-        return residual
-
-    def narrow(self, z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Start and bracket of each row from a table of knots that all rows share, cubic between two of them."""
-        steps = torch.linspace(-REACH, REACH, max(9, KNOTS // len(self.mu)), dtype=z.dtype, device=z.device)
+    def table(self) -> QuantileTable:
+        """That of all rows, which share their parameters."""
+        steps = torch.linspace(-REACH, REACH, max(9, KNOTS // len(self.mu)), dtype=self.mu.dtype, device=self.mu.device)
         offsets = steps.reshape(-1, *(1 for _ in self.mu.shape))
-        knots = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).sort(0).values
+        ordered = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).flatten(1).T.sort(1).values
+        # Knots of several components fall together or leave gaps: their running mean spreads them.
+        spread = F.avg_pool1d(ordered, AMONG, 1, AMONG // 2, count_include_pad=False)
+        beyond = self.log_s.amax(0).exp().flatten(1).T * self.mu.new_tensor(BEYOND)
+        first, last = ordered[:, :1], ordered[:, -1:]
+        knots = torch.cat([first - beyond.flip(1), first, spread, last, last + beyond], 1)
+        knots = knots.T.reshape(-1, *self.mu.shape[2:])
         values, log_slopes = self.gaussianize(knots)
-        table = [features_first(part) for part in (knots, values.cummax(0).values, torch.exp(-log_slopes))]
-        columns = features_first(z)
-        i = torch.searchsorted(table[1], columns)
-        j = i.clamp(1, len(knots) - 1)
-        left, f, rise, right, g, fall = (part.gather(1, k) for k in (j - 1, j) for part in table)
-        width, share = right - left, ((columns - f) / (g - f).clamp(min=torch.finfo(z.dtype).tiny)).clamp(0, 1)
-        rise, fall = (g - f) * rise - width, (g - f) * fall - width
-        bump = share * (1 - share) * ((1 - share) * rise - share * fall)
-        start = torch.minimum(torch.maximum(left + share * width + bump, left), right)
-        start, left, right = (part.T.reshape(z.shape) for part in (start, left, right))
-        first, last = ((i == end).to(z.dtype).T.reshape(z.shape) for end in (0, len(knots)))
-        return start, choose(first, low, choose(last, right, left)), choose(last, high, choose(first, left, right))
+        return QuantileTable.of(knots, values, torch.exp(-log_slopes))
+
+
+class _Equation(NamedTuple):
+    """log P(x) = log Φ(-|z|) for x: the mixture, the side of each x, and the right-hand side."""
+
+    law: LogisticMixture
+    lower: Tensor
+    goal: Tensor
+
+    def at(self, index: Tensor) -> "_Equation":
+        """That of some places of x, flattened."""
+        return _Equation(self.law.at(index), self.lower.flatten()[index], self.goal.flatten()[index])
+
+    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(x) - log Φ, signed so that it rises with x, and the log of its slope."""
+        _, log_p, log_rate = self.law.tail(x, self.lower)
+        return (2 * self.lower - 1) * (log_p - self.goal), log_rate
+
+    def tolerance(self) -> Tensor:
+        """Of the residual: the rounding of log P."""
+        return 4 * torch.finfo(self.goal.dtype).eps * (1 - self.goal)
+
+    def root_near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The root from where a table has it, mostly in one step, and log f/P."""
+        x, log_rate, moves = newton_step(self.residual, x, self.tolerance())
+        if x.is_meta:
+            return x, log_rate
+        index = moves.flatten().nonzero()[:, 0]
+        if len(index) > FEW * x.numel():
+            found = self.root(x)
+            return torch.where(moves, found[0], x), torch.where(moves, found[1], log_rate)
+        if len(index):
+            return replaced((x, log_rate), index, self.at(index).root(x.flatten()[index]))
+        return x, log_rate
+
+    def root(self, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The root, from x or the middle of where all components have theirs, and log f/P."""
+        _, mu, log_s = self.law
+        # The components' own quantiles lie within these, a scale farther out: at the least every F_k ≤ Φ(z).
+        far = log_s.amax(0).exp() * (1 + torch.log1p(-self.goal.exp()) - self.goal)
+        low, high = mu.amin(0) - far, mu.amax(0) + far
+        x = (low + high) / 2 if x is None else torch.fmin(torch.fmax(x, low), high)
+        return bracketed_newton(
+            self.residual, x, low, high, tolerance=self.tolerance(), select=lambda index: self.at(index).residual
+        )
 
 
 def _shared(mu: Tensor) -> bool:

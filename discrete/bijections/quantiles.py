@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd import Function
 from core.bases import LOG_2PI
 
 Residual = Callable[[Tensor], tuple[Tensor, Tensor]]
+Select = Callable[[Tensor], Residual]
 
 ITERATIONS = 64  # of the root finder: 2 are usual, 20 are rare
 FEW = 0.25  # share of elements from which on those that still move go on alone
@@ -98,7 +100,7 @@ def bracketed_newton(
     high: Tensor,
     *,
     tolerance: Tensor,
-    select: Callable[[Tensor], Residual] | None = None,
+    select: Select | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The root in [low, high] of an increasing function of each element: Newton's steps, or halves of the bracket.
 
@@ -134,9 +136,7 @@ class _Search(NamedTuple):
     tolerance: Tensor
 
 
-def _newton(
-    residual: Residual, start: _Search, select: Callable[[Tensor], Residual] | None, iterations: int
-) -> tuple[Tensor, Tensor]:
+def _newton(residual: Residual, start: _Search, select: Select | None, iterations: int) -> tuple[Tensor, Tensor]:
     x, low, high, last, before, tolerance = start
     moves, log_slope = torch.ones_like(x), torch.zeros_like(x)
     for i in range(1 if x.is_meta else iterations):
@@ -159,13 +159,29 @@ def _newton(
         if select is not None and left <= FEW * x.numel():
             index = moves.flatten().nonzero()[:, 0]
             state = _Search(*(t.flatten()[index] for t in (x, low, high, last, before, tolerance)))
-            parts = _newton(select(index), state, None, iterations - i - 1)
-            x, log_slope = (
-                whole.flatten().index_copy(0, index, part).reshape(x.shape)
-                for whole, part in zip((x, log_slope), parts, strict=True)
-            )
-            break
+            few = partial(_places, select, index)
+            return replaced((x, log_slope), index, _newton(select(index), state, few, iterations - i - 1))
     return x, log_slope
+
+
+def _places(select: Select, index: Tensor, places: Tensor) -> Residual:
+    return select(index[places])
+
+
+def newton_step(residual: Residual, x: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x behind one of Newton's steps, log r' before it, and whether that leaves more to do.
+
+    As in `bracketed_newton` an element rests where |r| ≤ tolerance, or behind a step of two roundings.
+    """
+    r, log_slope = residual(x)
+    step = r * torch.exp(-log_slope.clamp(min=-80.0)) * (r.abs() > tolerance)
+    return x - step, log_slope, ~(step.abs() <= 2 * torch.finfo(x.dtype).eps * x.abs())
+
+
+def replaced(wholes: tuple[Tensor, Tensor], index: Tensor, parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two tensors with other values at some places, flattened."""
+    a, b = (w.flatten().index_copy(0, index, p).reshape(w.shape) for w, p in zip(wholes, parts, strict=True))
+    return a, b
 
 
 class TailAt(NamedTuple):
@@ -316,9 +332,14 @@ def _lower_quantile(log_p: Tensor) -> tuple[Tensor, Tensor]:
         lam = hazard(z, value)
         n = value.sub_(log_p).div_(lam)
         z = z.sub_(n.div(lam.add_(z).mul_(n).mul_(0.5).add_(1)))
+    return z, log_hazard_below(z, log_p)
+
+
+def log_hazard_below(z: Tensor, log_p: Tensor) -> Tensor:
+    """`log_hazard` for z ≤ 0, without gradient: the fraction only where some z asks for it."""
     log_lam = z.mul(z).add_(LOG_2PI).mul_(-0.5).sub_(log_p)
     far = _is_far(log_p)
-    return z, choose(far, _fraction(z).log(), log_lam) if may_have(far) else log_lam
+    return choose(far, _fraction(z).log(), log_lam) if may_have(far) else log_lam
 
 
 def log_ndtr_below(z: Tensor) -> Tensor:
