@@ -219,19 +219,31 @@ def _shifted_sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s:
     """As `_sums`, each over its power of e, and the logs of those: that of f, and those of the tails."""
     u = torch.sub(x, mu).mul_(inverse_s)
     c, below, above = _excess(u.abs().amin(0)), _excess(-u.amax(0)), _excess(u.amin(0))
-    return *_weighted(u.sub_(torch.copysign(c, u)), w, w_over_s), c, below, above
+    return *_weighted(u.sub_(torch.copysign(c, u)).neg_(), w, w_over_s), c, below, above
 
 
 def _sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
     """F, 1 - F and f."""
-    return _weighted(torch.sub(x, mu).mul_(inverse_s), w, w_over_s)
+    return _weighted(torch.sub(mu, x).mul_(inverse_s), w, w_over_s)
 
 
-def _weighted(u: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left = torch.sigmoid(u)
-    right = u.neg_().sigmoid_()
+def _weighted(minus_u: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left, right = _sigmoids(minus_u)
     f = left.mul(right).mul_(w_over_s).sum(0)
     return left.mul_(w).sum(0), right.mul_(w).sum(0), f
+
+
+def _sigmoids(minus_u: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(u) and σ(-u) by one exponential, in half the time of two sigmoids, and in place without a graph."""
+    # Beyond the limit both count for nothing: some component has |u| ≤ 40, and its weight is e^-20 at least.
+    limit = 600.0 if minus_u.dtype == torch.float64 else 80.0
+    if torch.is_grad_enabled():
+        e = minus_u.clamp(-limit, limit).exp()
+        left = 1 / (1 + e)
+        return left, e * left
+    e = minus_u.clamp_(-limit, limit).exp_()
+    left = (e + 1).reciprocal_()
+    return left, e.mul_(left)
 
 
 def _gradients(
@@ -244,7 +256,7 @@ def _gradients(
         nearest, end = u.abs().amin(0), choose(lower, -u.amax(0), u.amin(0))
         gap = torch.exp(_excess(end) - _excess(nearest))
         c = torch.copysign(_excess(nearest), u)
-    left, right = torch.sigmoid(u - c), torch.sigmoid(c - u)
+    left, right = _sigmoids(c - u)
     tails, both = w * choose(lower, left, right), w * (left * right)
     densities = inverse_s * both
     g = densities * (of_log_rate / densities.sum(0))

@@ -338,15 +338,13 @@ def _lower_quantile(log_p: Tensor) -> tuple[Tensor, Tensor]:
 def log_hazard_below(z: Tensor, log_p: Tensor) -> Tensor:
     """`log_hazard` for z ≤ 0, without gradient: the fraction only where some z asks for it."""
     log_lam = z.mul(z).add_(LOG_2PI).mul_(-0.5).sub_(log_p)
-    far = _is_far(log_p)
-    return choose(far, _fraction(z).log(), log_lam) if may_have(far) else log_lam
+    return choose(_is_far(log_p), _fraction(z).log(), log_lam) if _may_be_far(log_p) else log_lam
 
 
 def log_ndtr_below(z: Tensor) -> Tensor:
     """log Φ(z) for z ≤ 0, without gradient: in a fifth of the time that torch takes."""
     log_p = z.clamp(min=_end(z.dtype) - 0.5).mul_(-math.sqrt(0.5)).erfc_().mul_(0.5).log_()
-    far = _is_far(log_p)
-    return choose(far, log_normal(z) - _fraction(z).log(), log_p) if may_have(far) else log_p
+    return choose(_is_far(log_p), log_normal(z) - _fraction(z).log(), log_p) if _may_be_far(log_p) else log_p
 
 
 def _polynomial(coefficients: tuple[float, ...], s: Tensor) -> Tensor:
@@ -364,7 +362,15 @@ def may_have(mask: Tensor) -> bool:
 
 def _is_far(log_p: Tensor) -> Tensor:
     """1 where λ is the continued fraction, good to rounding for z < -12 and -37; 0 where Φ has not underflowed."""
-    return (log_p < (-700 if log_p.dtype == torch.float64 else -80)).to(log_p.dtype)
+    return (log_p < _far(log_p.dtype)).to(log_p.dtype)
+
+
+def _may_be_far(log_p: Tensor) -> bool:
+    return bool(log_p.numel()) and may_have(log_p.amin() < _far(log_p.dtype))
+
+
+def _far(dtype: torch.dtype) -> float:
+    return -700.0 if dtype == torch.float64 else -80.0
 
 
 def _fraction(z: Tensor) -> Tensor:
