@@ -12,8 +12,8 @@ from core.modes import inferring
 if TYPE_CHECKING:
     from core.nets.masked import MaskedMLP, Node
 
-BLOCK, BLOCK_OF_MANY = 16, 8  # degrees
-MANY = 10_000  # multiply-adds of what a degree reads of one other: from here on products with zeros are dear
+BLOCK, SMALLEST, LARGEST = 64, 8, 32  # units of a layer, and degrees that hold them
+MANY = 25_000  # multiply-adds of what a degree reads of one other: from here on products with zeros are dear
 
 
 class Layer(NamedTuple):
@@ -90,8 +90,9 @@ def sweep(
     to the steps, where those of them that are not known yet are zero, or left out where these would be many numbers.
     """
     plan = Plan(network, mask)
-    many = rows * (max(network.widths[1:-1], default=0) / network.features) ** 2 > MANY
-    size = BLOCK_OF_MANY if many else BLOCK
+    units_of_degree = max(network.widths[1:-1], default=1) / network.features
+    many = rows * units_of_degree**2 > MANY
+    size = SMALLEST if many else max(SMALLEST, min(LARGEST, int(BLOCK / units_of_degree)))
     raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]
     raw[0].zero_()
     skipped = {layer.node.skip for layer in plan.layers}
@@ -104,6 +105,7 @@ def sweep(
     x = raw[0][network.context_features :].unsqueeze(-1).unbind()
     thetas = raw[-1].unflatten(0, (network.features, 1, -1)).permute(0, 3, 1, 2).unbind()
     activate, block = network.activation.forward, list[tuple[tuple[Tensor, ...], Tensor]]()
+    rectified = isinstance(network.activation, nn.ReLU)
     for m, feature in enumerate(plan.features):
         if m % size == 0:
             block = []
@@ -124,7 +126,9 @@ def sweep(
             torch.addmm(y, weight, source, out=y)
             if node.skip is not None:
                 y += raw_units[node.skip][degree]
-            if not node.is_output:
+            if rectified and not node.is_output:
+                torch.clamp(y, min=0, out=active_units[i][degree])
+            elif not node.is_output:
                 result = activate(y)
                 if i in apart or result is not y:
                     active_units[i][degree].copy_(result)

@@ -123,11 +123,13 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     log_derivatives = []
     z = z.T.contiguous().T  # features apart in memory
+    columns = z.T.unsqueeze(-1).unbind()  # views of all at once
 
     def choose(features: slice, theta: Tensor) -> Tensor:
         if theta.dtype != z.dtype:
             raise ValueError(f"z is {z.dtype}, but the network that gives its parameters is {theta.dtype}.")
-        x, log_derivative = transformer.inverse(z[:, features], theta)
+        part = columns[features.start] if theta.shape[1] == 1 else z[:, features]
+        x, log_derivative = transformer.inverse(part, theta)
         log_derivatives.append(log_derivative.T)
         return x
 

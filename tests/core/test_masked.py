@@ -209,8 +209,8 @@ def test_blocks_of_a_sweep_change_nothing(name: str, monkeypatch: pytest.MonkeyP
     network = build(**VARIANTS[name])
     c, drawn = context(network, 7), []
     for block, many in itertools.product((1, 2, 3, D), (0, math.inf)):
-        monkeypatch.setattr(sweep, "BLOCK", block)
-        monkeypatch.setattr(sweep, "BLOCK_OF_MANY", block)
+        monkeypatch.setattr(sweep, "SMALLEST", block)
+        monkeypatch.setattr(sweep, "LARGEST", block)
         monkeypatch.setattr(sweep, "MANY", many)
         drawn.append(network.sweep(lambda _, theta: theta.tanh().sum(-1), 7, c))
     for x in drawn[:-1]:
