@@ -1,5 +1,6 @@
 """Seeded draws, seeded construction, parameters moved away from where they start, and what a tooth is."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +71,14 @@ class Tooth(NamedTuple):
         self.contract(self.right())
         with pytest.raises(AssertionError):
             self.contract(self.wrong())
+
+
+def first_rows(data: Any, *, train: int, others: int) -> Any:
+    """The data set of the first rows of each split, with their labels."""
+    fields = {"train": data.train[:train], "validation": data.validation[:others], "test": data.test[:others]}
+    if getattr(data, "labels", None) is not None:
+        fields["labels"] = first_rows(data.labels, train=train, others=others)
+    return dataclasses.replace(data, **fields)
 
 
 def multiply_adds(call: Callable[[], Any]) -> int:
