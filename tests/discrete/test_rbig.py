@@ -254,7 +254,7 @@ def test_resume_does_not_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.parametrize("toy", ["8gaussians", "moons"])
 def test_toys_within_a_gap_of_the_entropy(tmp_path: Path, toy: str) -> None:
-    config = load_config(ROOT / f"configs/{toy}/gaussianization.toml", ["train.steps=150"])
+    config = load_config(ROOT / f"configs/{toy}/gaussianization.toml", ["train.steps=100"])
     summary = evaluate(train(config, tmp_path / toy).path)
     excess = -summary.log_prob_nats - summary.entropy_nats
     assert -4 * summary.error_nats < excess < 0.1 + 2 * summary.error_nats

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiment.comparison import contenders
+from experiment.comparison import contenders, figures, page
 from experiment.comparison.suite import is_suite, read_suite, run_suite
 from experiment.errors import UserError
 from experiment.likelihood import normalization_check
@@ -49,6 +49,8 @@ config = "{folder}/nice.toml"
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(normalization_check.POINTS, 2, 49)
+    monkeypatch.setattr(page, "png", lambda figure: b"")  # what is in it, test_comparison.py looks at
+    monkeypatch.setattr(figures, "SIDE", 20)
     monkeypatch.setitem(contenders.SIZES, "gaussian_mixture", {0: {"components": 3}})
     for kind in ("real_nvp", "nice"):
         (tmp_path / f"{kind}.toml").write_text(MODEL.format(kind=kind))
