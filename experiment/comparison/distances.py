@@ -131,9 +131,9 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _frames(D: int, directions: int, generator: torch.Generator | None) -> Tensor:
     """Unit vectors as columns, `(D, directions)`: of the Haar law up to their signs, which a distance does not see."""
-    count = math.ceil(directions / D)
-    frames, _ = torch.linalg.qr(torch.randn(count, D, D, generator=generator, dtype=torch.float64))
-    return frames.mT.reshape(count * D, D)[:directions].T
+    count, axes = math.ceil(directions / D), min(D, directions)  # the first axes of a frame need no others
+    frames, _ = torch.linalg.qr(torch.randn(count, D, D, generator=generator, dtype=torch.float64)[..., :axes])
+    return frames.mT.reshape(count * axes, D)[:directions].T
 
 
 def _squared_gaps(a: Tensor, b: Tensor) -> Tensor:

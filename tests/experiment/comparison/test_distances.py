@@ -9,6 +9,7 @@ import torch
 from helpers import Tooth, rng
 from torch import Tensor
 
+from experiment.comparison import distances
 from experiment.comparison.distances import frechet_distance, sliced_wasserstein, squared_mmd
 from experiment.comparison.two_sample import two_sample_test
 
@@ -152,6 +153,18 @@ def test_sliced_of_gaussians() -> None:
     expected = math.sqrt(m.square().sum().item() / D + (s - 1) ** 2)
     assert sliced(x, m + s * z) == pytest.approx(expected, rel=0.02)
     assert 0 < sliced(x, z) < 0.03
+
+
+@pytest.mark.parametrize("features", [3, 128, 300])
+def test_axes_of_a_frame_are_orthogonal(features: int) -> None:
+    """Each frame's, of fewer directions than dimensions too: the first axes of the whole frame."""
+    v = distances._frames(features, 128, rng(4))
+    assert v.shape == (features, 128)
+    for frame in v.split(features, dim=1):
+        torch.testing.assert_close(frame.T @ frame, torch.eye(frame.shape[1], dtype=torch.float64))
+    if features > 128:
+        whole = torch.linalg.qr(torch.randn(features, features, generator=rng(4), dtype=torch.float64))[0]
+        torch.testing.assert_close(v, whole[:, :128])
 
 
 def test_all_directions_are_alike() -> None:
