@@ -28,7 +28,7 @@ def modes(features: int) -> GaussianMixture:
     return GaussianMixture(normal(4, (features,), rng(0)), covariances, torch.ones(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
 @pytest.mark.parametrize("method", ["dopri5", PER_SAMPLE])
 @pytest.mark.parametrize("features", [2, 8])
 def test_no_row_of_thousands_is_off_by_three_times_what_is_reported(
