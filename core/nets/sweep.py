@@ -90,7 +90,8 @@ def sweep(
     to the steps, where those of them that are not known yet are zero, or left out where these would be many numbers.
     """
     plan = Plan(network, mask)
-    units_of_degree = max(network.widths[1:-1], default=1) / network.features
+    hidden = (layer.node.width for layer in plan.layers if not layer.node.is_output)
+    units_of_degree = max(hidden, default=network.features) / network.features
     many = rows * units_of_degree**2 > MANY
     size = SMALLEST if many else max(SMALLEST, min(LARGEST, int(BLOCK / units_of_degree)))
     raw = [plan.layers[0].weight.new_empty(width, rows) for width in network.widths]

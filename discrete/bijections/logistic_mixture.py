@@ -76,23 +76,23 @@ class LogisticMixture(NamedTuple):
         """The root x of log P(x) = log Φ(-|z|), on the side of z, where log F is all but straight; and log dz/dx."""
         lower, below = (z <= 0).to(z.dtype), -z.abs()
         goal = log_ndtr_below(below)
-        equation = _Equation(self, lower, goal)
-        x, log_rate = equation.root_near(self.table()(z)) if _shared(self.mu) else equation.root()
+        equation, rows_alike = _Equation(self, lower, goal), _shared(self.mu) and self.mu.shape[2:] == z.shape[1:]
+        x, log_rate = equation.root_near(self.table(z.dtype)(z)) if rows_alike else equation.root()
         return x, log_rate - log_hazard_below(below, goal)
 
-    def at(self, index: Tensor) -> "LogisticMixture":
-        """The parameters at some places of x, flattened."""
-        place = index % self.mu[0].numel() if _shared(self.mu) else index
-        return LogisticMixture(*(p.flatten(1).index_select(1, place) for p in self))
+    def at(self, index: Tensor, shape: torch.Size) -> "LogisticMixture":
+        """The parameters at some places of a flattened x of that shape."""
+        places = torch.arange(self.mu[0].numel(), device=index.device).reshape(self.mu.shape[1:]).expand(shape)
+        return LogisticMixture(*(p.flatten(1).index_select(1, places.flatten()[index]) for p in self))
 
-    def table(self) -> QuantileTable:
+    def table(self, dtype: torch.dtype) -> QuantileTable:
         """That of all rows, which share their parameters."""
-        steps = torch.linspace(-REACH, REACH, max(9, KNOTS // len(self.mu)), dtype=self.mu.dtype, device=self.mu.device)
+        steps = torch.linspace(-REACH, REACH, max(9, KNOTS // len(self.mu)), dtype=dtype, device=self.mu.device)
         offsets = steps.reshape(-1, *(1 for _ in self.mu.shape))
         ordered = (self.mu + offsets * self.log_s.exp()).flatten(0, 2).flatten(1).T.sort(1).values
         # Knots of several components fall together or leave gaps: their running mean spreads them.
         spread = F.avg_pool1d(ordered, AMONG, 1, AMONG // 2, count_include_pad=False)
-        beyond = self.log_s.amax(0).exp().flatten(1).T * self.mu.new_tensor(BEYOND)
+        beyond = self.log_s.amax(0).exp().flatten(1).T * steps.new_tensor(BEYOND)
         first, last = ordered[:, :1], ordered[:, -1:]
         knots = torch.cat([first - beyond.flip(1), first, spread, last, last + beyond], 1)
         knots = knots.T.reshape(-1, *self.mu.shape[2:])
@@ -109,7 +109,8 @@ class _Equation(NamedTuple):
 
     def at(self, index: Tensor) -> "_Equation":
         """That of some places of x, flattened."""
-        return _Equation(self.law.at(index), self.lower.flatten()[index], self.goal.flatten()[index])
+        law = self.law.at(index, self.goal.shape)
+        return _Equation(law, self.lower.flatten()[index], self.goal.flatten()[index])
 
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log P(x) - log Φ, signed so that it rises with x, and the log of its slope."""
@@ -212,7 +213,8 @@ def _far_from_all(x: Tensor, mu: Tensor, inverse_s: Tensor) -> bool:
     if not _shared(mu) or not len(x):
         return True
     ends = torch.stack([x.amin(0), x.amax(0)])
-    return may_have(((ends - mu) * inverse_s).abs().amax(1).amin(0) > SATURATED)
+    nearest = ((ends - mu) * inverse_s).abs().amax(1).amin(0)
+    return may_have(~(nearest <= SATURATED))  # NaN says nothing of the other rows
 
 
 def _shifted_sums(x: Tensor, mu: Tensor, inverse_s: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, ...]:
@@ -234,13 +236,12 @@ def _weighted(minus_u: Tensor, w: Tensor, w_over_s: Tensor) -> tuple[Tensor, Ten
 
 
 def _sigmoids(minus_u: Tensor) -> tuple[Tensor, Tensor]:
-    """σ(u) and σ(-u) by one exponential, in half the time of two sigmoids, and in place without a graph."""
-    # Beyond the limit both count for nothing: some component has |u| ≤ 40, and its weight is e^-20 at least.
+    """σ(u) and σ(-u); without a graph in place of -u, by one exponential, in half the time of two sigmoids."""
+    if torch.is_grad_enabled():  # derivatives of e/(1 + e) would underflow
+        return torch.sigmoid(-minus_u), torch.sigmoid(minus_u)
+    # Beyond the limit both count for nothing beside a component with |u| ≤ 40 and a weight of e^-20/K or more, unless
+    # scales are as far apart.
     limit = 600.0 if minus_u.dtype == torch.float64 else 80.0
-    if torch.is_grad_enabled():
-        e = minus_u.clamp(-limit, limit).exp()
-        left = 1 / (1 + e)
-        return left, e * left
     e = minus_u.clamp_(-limit, limit).exp_()
     left = (e + 1).reciprocal_()
     return left, e.mul_(left)

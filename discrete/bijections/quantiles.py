@@ -366,7 +366,7 @@ def _is_far(log_p: Tensor) -> Tensor:
 
 
 def _may_be_far(log_p: Tensor) -> bool:
-    return bool(log_p.numel()) and may_have(log_p.amin() < _far(log_p.dtype))
+    return bool(log_p.numel()) and may_have(~(log_p.amin() >= _far(log_p.dtype)))  # NaN says nothing of the others
 
 
 def _far(dtype: torch.dtype) -> float:

@@ -26,6 +26,15 @@ def line(reach: float, points: int, dtype: torch.dtype, features: int = FEATURES
     return torch.linspace(-reach, reach, points, dtype=torch.float64).to(dtype)[:, None].repeat(1, features)
 
 
+class _Inverse(torch.nn.Module):
+    def __init__(self, layer: MixtureGaussianization) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer.inverse(z)[0]
+
+
 def standard(features: int = 1) -> MixtureGaussianization:
     """One standard logistic: z = Φ⁻¹(σ(x))."""
     made = MixtureGaussianization(features, components=1)
@@ -220,6 +229,66 @@ def test_nan_stays_nan() -> None:
     x = torch.tensor([[0.5, torch.nan]])
     for mapping in (standard(2).forward, standard(2).inverse):
         assert mapping(x)[0].isnan().tolist() == [[False, True]]
+
+
+@DTYPES
+def test_nan_does_not_reach_another_value(dtype: torch.dtype) -> None:
+    """Beside it are those far out, where other formulas are taken than near by."""
+    made = layer(features=2).to(dtype)
+    with torch.no_grad():
+        for mapping, far in ((made.forward, 1e4), (made.inverse, -20.0), (made.inverse, -60.0)):
+            alone, _ = mapping(torch.tensor([[far, 0.5]], dtype=dtype))
+            for x in ([[far, torch.nan]], [[far, 0.5], [torch.nan, torch.nan]]):
+                beside, _ = mapping(torch.tensor(x, dtype=dtype))
+                assert beside[0, 0] == alone[0, 0]
+
+
+@DTYPES
+@pytest.mark.parametrize("distance", [40.0, 60.0, 100.0, 400.0])
+def test_second_derivatives_with_a_component_far_off(distance: float, dtype: torch.dtype) -> None:
+    """Of log P: those of the near component alone, whose weight is 0.7, on the side where the far one counts for 0."""
+    made = MixtureGaussianization(1, components=2).to(dtype)
+    with torch.no_grad():
+        made.means.copy_(torch.tensor([[0.0], [distance]]))
+        made.log_scales.zero_()
+        made.logits.copy_(torch.tensor([[math.log(0.7)], [math.log(0.3)]]))
+    x = torch.tensor([[2.0]], dtype=dtype, requires_grad=True)
+    w, lower = made.mixture().log_w.exp()[:, 0, 0].tolist(), torch.zeros(1, 1, dtype=dtype)
+    log_q = made.mixture().tail(x, lower)[1]
+    (slope,) = torch.autograd.grad(log_q.sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    y = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.log(w[0] * torch.sigmoid(-y) + w[1]), y, create_graph=True)
+    (bend,) = torch.autograd.grad(expected, y)
+    torch.testing.assert_close(slope.item(), expected.item(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(curvature.item(), bend.item(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_many_rows_under_vmap(members: int) -> None:
+    """Of one layer, and of a layer for each member."""
+    made, z = layer(features=2, std=1.5), 2 * normal(members * 40, (2,), rng(9)).reshape(members, 40, 2)
+    expected, _ = made.inverse(z.flatten(0, 1))
+    found = torch.func.vmap(lambda z: made.inverse(z)[0])(z)
+    torch.testing.assert_close(found.flatten(0, 1), expected, rtol=0, atol=1e-9)
+    shifts = torch.arange(members, dtype=torch.float64)
+    whole = dict(made.named_parameters())
+
+    def moved(shift: Tensor, z: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            _Inverse(made), {f"layer.{k}": v for k, v in whole.items()} | {"layer.means": whole["means"] + shift}, (z,)
+        )
+
+    found = torch.func.vmap(moved)(shifts, z)
+    torch.testing.assert_close(found, expected.reshape(z.shape) + shifts[:, None, None], rtol=0, atol=1e-9)
+
+
+def test_a_finer_dtype_is_kept() -> None:
+    z = normal(50, (2,), rng(10))
+    made = layer(features=2).float()
+    x, log_det = made.inverse(z)
+    assert x.dtype == log_det.dtype == torch.float64
+    torch.testing.assert_close(made(x)[0], z, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
