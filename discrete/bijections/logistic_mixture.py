@@ -83,7 +83,8 @@ class LogisticMixture(NamedTuple):
     def at(self, index: Tensor, shape: torch.Size) -> "LogisticMixture":
         """The parameters at some places of a flattened x of that shape."""
         places = torch.arange(self.mu[0].numel(), device=index.device).reshape(self.mu.shape[1:]).expand(shape)
-        return LogisticMixture(*(p.flatten(1).index_select(1, places.flatten()[index]) for p in self))
+        place = places.flatten()[index]
+        return LogisticMixture(*(p.flatten(1).index_select(1, place) for p in self))
 
     def table(self, dtype: torch.dtype) -> QuantileTable:
         """That of all rows, which share their parameters."""
