@@ -1,12 +1,14 @@
 """What Gaussianizations keep. Plain functions; each raises AssertionError where a claim is broken."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from core import DensityModel, StandardNormal
 from discrete import Bijection, Compose, Flow, MixtureGaussianization, Rotation
+from discrete.bijections.quantile_table import QuantileTable
 
 
 def log_mixture(layer: MixtureGaussianization, x: Tensor) -> Tensor:
@@ -16,6 +18,14 @@ def log_mixture(layer: MixtureGaussianization, x: Tensor) -> Tensor:
     log_w = torch.log_softmax(10 * torch.tanh(logits / 10), 0)
     u = ((x - mu) / log_s.exp()).abs()
     return torch.logsumexp(log_w - log_s - u - 2 * torch.log1p(torch.exp(-u)), 1).flatten(1).sum(1)
+
+
+def table_gives_back_a_cubic(build: Callable[[Tensor, Tensor, Tensor], QuantileTable]) -> None:
+    """x = z³ + z between knots at random distances, of which `build` gets x, z and dx/dz."""
+    draws = torch.rand(560, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    knots, z = (draws[:60] + 0.5).cumsum(0) / 10 - 3, 5 * draws[60:] - 2.5
+    found = build(knots**3 + knots, knots, 3 * knots.square() + 1)(z)
+    torch.testing.assert_close(found, z**3 + z, rtol=0, atol=1e-11)
 
 
 def density_is_that_of_the_mixtures(layer: MixtureGaussianization, x: Tensor, *, tolerance: float) -> None:

@@ -15,6 +15,7 @@ from discrete import Bijection, Compose, EmpiricalGaussianization, Flow, Mixture
 from discrete.bijection import Mapped
 from discrete.bijections import empirical, logistic_mixture
 from discrete.bijections.logistic_mixture import LogisticMixture
+from discrete.bijections.quantile_table import QuantileTable
 from discrete.bijections.quantiles import log_normal, ndtri_exp
 
 X = torch.cat([scale * normal(100, (3,), rng(0)) for scale in (1, 10, 40)])
@@ -167,6 +168,23 @@ TEETH: dict[str, tuple[Callable[[MixtureGaussianization], None], Callable[..., L
 def test_mixture(name: str) -> None:
     contract, change = TEETH[name]
     Tooth(contract, right, partial(wrong, change)).bites()
+
+
+TABLES: dict[str, Callable[[QuantileTable], dict[str, object]]] = {
+    "a coefficient off": lambda table: {"cubic": (*table.cubic[:2], 2 / 3 * table.cubic[2], table.cubic[3])},
+    "shares of the last span": lambda table: {"per_span": table.per_span.roll(1, 1)},
+    "knots of a cell counted as below it": lambda table: {"below": table.below.roll(-1, 1)},
+    "cells of half the width": lambda table: {"per_z": 2 * table.per_z},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table(name: str) -> None:
+    def wrong(x: Tensor, z: Tensor, slope: Tensor) -> QuantileTable:
+        table = QuantileTable.of(x, z, slope)
+        return table._replace(**TABLES[name](table))
+
+    Tooth(gaussianizations.table_gives_back_a_cubic, lambda: QuantileTable.of, lambda: wrong).bites()
 
 
 class NotUndone(Bijection):

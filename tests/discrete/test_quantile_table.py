@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contracts import gaussianizations
 from helpers import normal, rng
 from torch import Tensor
 
@@ -25,8 +26,7 @@ def uneven(knots: int) -> Tensor:
 
 
 def test_a_cubic_is_given_back_between_uneven_knots() -> None:
-    z = 2.5 * (2 * torch.rand(500, 2, generator=rng(1), dtype=torch.float64) - 1)
-    torch.testing.assert_close(table(uneven(60))(z), cubic(z)[0], rtol=0, atol=1e-11)
+    gaussianizations.table_gives_back_a_cubic(QuantileTable.of)
 
 
 def test_the_error_falls_with_the_fourth_power_of_the_distance() -> None:
