@@ -35,11 +35,11 @@ class AdditiveTransformer(Transformer):
 
     def forward(self, x: Features, theta: Parameters) -> Elementwise:
         """z = x + t."""
-        return x + theta[..., 0], torch.zeros_like(x)
+        return x + theta.squeeze(-1), torch.zeros_like(x)
 
     def inverse(self, z: Features, theta: Parameters) -> Elementwise:
         """x = z - t."""
-        return z - theta[..., 0], torch.zeros_like(z)
+        return z - theta.squeeze(-1), torch.zeros_like(z)
 
 
 ScaleName = Literal["tanh", "sigmoid", "gated"]
