@@ -1,7 +1,7 @@
 """Invertible maps with their log-determinants: the contract, composition and inversion."""
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce, wraps
 from itertools import pairwise
@@ -77,9 +77,6 @@ class Bijection(nn.Module, abc.ABC):
         """Noise to data: x = f⁻¹(z), and log|det dx/dz| in nats, `(rows,)`."""
 
 
-Mapping = Callable[..., Mapped]  # one direction of a bijection
-
-
 def _in_full(mapping: Callable[..., Any], *, events: str) -> Callable[..., Any]:
     """The mapping outside of autocast, of events in float32 or float64; a surjection takes whole numbers as well."""
 
@@ -100,18 +97,49 @@ def _in_full(mapping: Callable[..., Any], *, events: str) -> Callable[..., Any]:
     return outside_autocast(checked)
 
 
-def chain(mappings: Iterable[Mapping], x: Tensor, context: Tensor | None, *, generator: Rng = None) -> Mapped:
-    """One mapping after another; their log-determinants add."""
+class Fusible(Bijection, abc.ABC):
+    """A bijection that a composition maps in one call with its neighbours, for less than one by one."""
+
+    @property
+    @abc.abstractmethod
+    def fusion_key(self) -> Hashable:
+        """Equal for neighbours that go in one call; None for a layer that goes alone."""
+
+    @abc.abstractmethod
+    def fused(self, others: Sequence["Bijection"], x: Events, context: Context, *, inverse: bool) -> Mapped:
+        """This layer and then others of its key, or their inverses in this order, with the sum of log-determinants."""
+
+
+def chain(
+    bijections: Iterable[nn.Module], x: Tensor, context: Tensor | None, *, generator: Rng = None, inverse: bool = False
+) -> Mapped:
+    """One bijection after another, or the inverses from the last to the first; their log-determinants add."""
+    layers: list[Any] = list(bijections)
     log_dets = []
-    for mapping in mappings:
-        x, log_det = mapping(x, context, generator=generator)
+    for first, *others in _groups(layers[::-1] if inverse else layers):
+        if others:
+            x, log_det = first.fused(others, x, context, inverse=inverse)
+        elif inverse:
+            x, log_det = first.inverse(x, context, generator=generator)
+        else:
+            x, log_det = first(x, context, generator=generator)
         log_dets.append(log_det)
     return x, reduce(torch.add, log_dets)
 
 
-def inverses(bijections: Iterable[Any]) -> list[Mapping]:
-    """The inverse mappings, last first."""
-    return [bijection.inverse for bijection in reversed(list(bijections))]
+def _groups(layers: list[Any]) -> list[list[Any]]:
+    """The layers in their order, those together that go in one call; a hook is to see a layer on its own."""
+    groups: list[list[Any]] = []
+    last: Hashable = None
+    for layer in layers:
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        key = layer.fusion_key if isinstance(layer, Fusible) and not hooked else None
+        if key is not None and key == last:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        last = key
+    return groups
 
 
 class Compose(Bijection):
@@ -146,7 +174,7 @@ class Compose(Bijection):
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """Applies f_n⁻¹ first."""
-        return chain(inverses(self.bijections), z, context, generator=generator)
+        return chain(self.bijections, z, context, generator=generator, inverse=True)
 
 
 class Inverse(Bijection):

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from core.rng import Rng
-from discrete.bijection import Bijection, Compose, Context, Events, Inverse, Mapped, chain, inverses
+from discrete.bijection import Bijection, Compose, Context, Events, Inverse, Mapped, chain
 from discrete.bijections.normalization import BatchNorm
 
 UNREPEATABLE = (BatchNorm, _BatchNorm, _DropoutNd, nn.RReLU)
@@ -73,7 +73,7 @@ class Reversible(Bijection):
         if self._recomputes():
             backwards = [Inverse(b) for b in reversed(self.bijections)]  # type: ignore[arg-type]
             return _recomputed(backwards, z, context)
-        return chain(inverses(self.bijections), z, context, generator=generator)
+        return chain(self.bijections, z, context, generator=generator, inverse=True)
 
     def _recomputes(self) -> bool:
         return self.training and torch.is_grad_enabled()

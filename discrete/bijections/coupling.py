@@ -1,14 +1,16 @@
 """Coupling layers: one part of the event passes unchanged and steers an elementwise map of the rest."""
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from functools import reduce
+from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from core.nets import MLP, ConvNet, ResidualConvNet, ResidualMLP
 from core.rng import Rng
-from discrete.bijection import Bijection, Context, Events, Mapped
+from discrete.bijection import Bijection, Context, Events, Fusible, Mapped
 from discrete.bijections.partition import ChannelPartition, MaskName, Partition, PixelPartition, coupling_mask
 from discrete.bijections.spline import SplineTransformer
 from discrete.bijections.transformers import AdditiveTransformer, AffineTransformer, ScaleName, Transformer
@@ -17,7 +19,7 @@ Conditioner = Literal["plain", "resnet"] | Callable[[int, int], nn.Module]
 NETWORKS = {(1, "plain"): MLP, (1, "resnet"): ResidualMLP, (3, "plain"): ConvNet, (3, "resnet"): ResidualConvNet}
 
 
-class Coupling(Bijection, abc.ABC):
+class Coupling(Fusible, abc.ABC):
     """z_b = x_b and z_r = τ(x_r; θ(x_b, context)): log|det| = Σ log ∂τ/∂x_r, one network pass in either direction.
 
     References:
@@ -61,18 +63,32 @@ class Coupling(Bijection, abc.ABC):
 
     def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """z and log|det dz/dx|."""
-        return self._couple(self.transformer.forward, x, context)
+        return self.fused((), x, context, inverse=False)
 
     def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
         """x and log|det dx/dz|."""
-        return self._couple(self.transformer.inverse, z, context)
+        return self.fused((), z, context, inverse=True)
 
-    def _couple(
-        self, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def fusion_key(self) -> Hashable:
+        """The two parts, in whatever order: couplings in a row take them apart once and join them once."""
+        return self.partition.parts
+
+    def fused(self, others: Sequence[Bijection], x: Events, context: Context, *, inverse: bool) -> Mapped:
+        """This coupling and after it others over the same two parts."""
+        couplings = [self, *cast(Sequence[Coupling], others)]
         steering, moving = self.partition.split(x)
+        log_dets = []
+        for before, coupling in zip(couplings[:1] + couplings, couplings, strict=False):
+            if coupling.partition.flipped != before.partition.flipped:
+                steering, moving = moving, steering
+            moving, log_derivative = coupling._move(steering, moving, context, inverse=inverse)
+            log_dets.append(coupling.partition.log_det(log_derivative))
+        return couplings[-1].partition.join(steering, moving), reduce(torch.add, log_dets)
+
+    def _move(self, steering: Tensor, moving: Tensor, context: Context, *, inverse: bool) -> tuple[Tensor, Tensor]:
         theta = self.conditioner(steering, context).unflatten(1, (self.partition.channels_out, -1)).movedim(2, -1)
-        return self.partition.join(steering, *transform(moving, theta))
+        return (self.transformer.inverse if inverse else self.transformer.forward)(moving, theta)
 
 
 class AdditiveCoupling(Coupling):

@@ -74,18 +74,31 @@ def _named_mask(shape: torch.Size, mask: str) -> Tensor:
 
 
 class Partition(nn.Module, abc.ABC):
-    """Which part of an event steers and which moves; `channels_in` and `channels_out` count what each is made of."""
+    """Which part of an event steers and which moves.
+
+    Attributes:
+        channels_in: what a network sees of the one is made of.
+        channels_out: what the other is made of.
+        parts: equal for partitions into the same two parts, whichever steers; None where `split` gives no parts.
+        flipped: whether the part of the first channel moves.
+    """
 
     channels_in: int
     channels_out: int
+    parts: bytes | None = None
+    flipped: bool = False
 
     @abc.abstractmethod
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the conditioner sees, and what moves."""
 
     @abc.abstractmethod
-    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
-        """The event put together again, and the log-determinant `(rows,)`."""
+    def join(self, steering: Tensor, moved: Tensor) -> Tensor:
+        """The event put together again."""
+
+    @abc.abstractmethod
+    def log_det(self, log_derivative: Tensor) -> Tensor:
+        """The log-determinant `(rows,)` from the log-derivatives of what moved."""
 
 
 class ChannelPartition(Partition):
@@ -106,9 +119,17 @@ class ChannelPartition(Partition):
         self.register_buffer("moving", moving)
         self.register_buffer("order", torch.argsort(torch.cat([passing, moving])))
         self.channels_in, self.channels_out = len(passing), len(moving)
-        # Halves are views: nothing is gathered, and one concatenation joins their gradients.
-        self.head_passes = bool(b[: self.channels_in].all())
-        self.tail_passes = bool(b[self.channels_out :].all())
+        self._look()
+        self.register_load_state_dict_post_hook(_look_again)
+
+    def _look(self) -> None:
+        """Whether the parts are halves, which are views: nothing is gathered, and one cat joins their gradients."""
+        passing = set(self.passing.tolist())
+        passes = [i in passing for i in range(self.channels_in + self.channels_out)]
+        self.flipped = not passes[0]
+        self.parts = bytes(p == passes[0] for p in passes)
+        self.head_passes = all(passes[: self.channels_in])
+        self.tail_passes = all(passes[self.channels_out :])
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channels that pass, and those that move."""
@@ -120,13 +141,22 @@ class ChannelPartition(Partition):
             return passing, moving
         return x.index_select(1, self.passing), x.index_select(1, self.moving)
 
-    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
+    def join(self, steering: Tensor, moved: Tensor) -> Tensor:
         """Every channel back in its place."""
-        log_det = sum_event(log_derivative)
         if self.tail_passes:
-            return torch.cat([moved, steering], 1), log_det
+            return torch.cat([moved, steering], 1)
         z = torch.cat([steering, moved], 1)
-        return (z if self.head_passes else z.index_select(1, self.order)), log_det
+        return z if self.head_passes else z.index_select(1, self.order)
+
+    def log_det(self, log_derivative: Tensor) -> Tensor:
+        """The sum: all of it moved."""
+        return sum_event(log_derivative)
+
+
+def _look_again(partition: ChannelPartition, _: object) -> None:
+    """After a state was loaded, whose parts may be others."""
+    if not partition.passing.is_meta:
+        partition._look()
 
 
 class PixelPartition(Partition):
@@ -147,6 +177,10 @@ class PixelPartition(Partition):
         """The masked image, and the whole image, of which only the rest will be kept."""
         return x * self.b, x
 
-    def join(self, steering: Tensor, moved: Tensor, log_derivative: Tensor) -> tuple[Tensor, Tensor]:
+    def join(self, steering: Tensor, moved: Tensor) -> Tensor:
         """Passing values from the one, moved values from the other."""
-        return torch.where(self.b, steering, moved), sum_event(torch.where(self.b, 0.0, log_derivative))
+        return torch.where(self.b, steering, moved)
+
+    def log_det(self, log_derivative: Tensor) -> Tensor:
+        """The sum over what moved."""
+        return sum_event(torch.where(self.b, 0.0, log_derivative))

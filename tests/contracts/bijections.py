@@ -5,6 +5,7 @@ with autograd each on its own: that they cancel says nothing, since both can be 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,3 +128,21 @@ def context_matters(bijection: Bijection, x: Tensor, context: Tensor) -> None:
     z, _ = bijection(x, context)
     other, _ = bijection(x, context + 1.0)
     assert ((z - other).abs().flatten(1).amax(1) > 1e-6).all(), "the context is ignored"
+
+
+def fused_is_one_by_one(fused: Callable[..., Any], layers: Sequence[Bijection], x: Tensor, context: Any = None) -> None:
+    """A row of layers in one call, and their inverses from the last: events, log-determinants, every gradient."""
+    wanted = [p for layer in layers for p in layer.parameters()]
+    for inverse in (False, True):
+        y = x.clone().requires_grad_()
+        z, log_det = fused(y, context, inverse=inverse)
+        alone, total = y, y.new_zeros(len(y))
+        for layer in reversed(layers) if inverse else layers:
+            alone, part = (layer.inverse if inverse else layer)(alone, context)
+            total = total + part
+        torch.testing.assert_close((z, log_det), (alone, total), rtol=1e-12, atol=1e-12)
+        gradients, expected = (
+            torch.autograd.grad((of.square().sum() + det.sum()), [y, *wanted], allow_unused=True)
+            for of, det in ((z, log_det), (alone, total))
+        )
+        torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
