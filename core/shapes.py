@@ -133,7 +133,7 @@ def fold_context(context: Tensor | None, batch_shape: torch.Size) -> Tensor | No
 
 def sum_event(x: Tensor) -> Tensor:
     """Sum over all dimensions but the first: `(batch, *event)` to `(batch,)`."""
-    return x.flatten(1).sum(1)
+    return (x if x.ndim == 2 else x.flatten(1)).sum(1)
 
 
 def features_first(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Coupling layers: one part of the event passes unchanged and steers an elementwise map of the rest."""
 
 import abc
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Literal, cast
@@ -43,7 +44,8 @@ class Coupling(Fusible, abc.ABC):
         b = coupling_mask(self.event_shape, mask)
         self.partition: Partition = ChannelPartition(b) if b.ndim == 1 else PixelPartition(b)
         self.transformer = transformer
-        shape = (self.partition.channels_in, self.partition.channels_out * transformer.parameters_per_feature)
+        self._each = self.partition.channels_out, transformer.parameters_per_feature
+        shape = (self.partition.channels_in, math.prod(self._each))
         if callable(conditioner):
             self.conditioner: nn.Module = conditioner(*shape)
             return
@@ -76,18 +78,20 @@ class Coupling(Fusible, abc.ABC):
 
     def fused(self, others: Sequence[Bijection], x: Events, context: Context, *, inverse: bool) -> Mapped:
         """This coupling and after it others over the same two parts."""
-        couplings = [self, *cast(Sequence[Coupling], others)]
         steering, moving = self.partition.split(x)
-        log_dets = []
-        for before, coupling in zip(couplings[:1] + couplings, couplings, strict=False):
-            if coupling.partition.flipped != before.partition.flipped:
-                steering, moving = moving, steering
+        flipped, log_dets = self.partition.flipped, []
+        for coupling in (self, *cast(Sequence[Coupling], others)):
+            partition = coupling.partition
+            if partition.flipped != flipped:
+                steering, moving, flipped = moving, steering, partition.flipped
             moving, log_derivative = coupling._move(steering, moving, context, inverse=inverse)
-            log_dets.append(coupling.partition.log_det(log_derivative))
-        return couplings[-1].partition.join(steering, moving), reduce(torch.add, log_dets)
+            log_dets.append(partition.log_det(log_derivative))
+        return partition.join(steering, moving), reduce(torch.add, log_dets)
 
     def _move(self, steering: Tensor, moving: Tensor, context: Context, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        theta = self.conditioner(steering, context).unflatten(1, (self.partition.channels_out, -1)).movedim(2, -1)
+        theta = self.conditioner(steering, context)
+        vector = theta.ndim == 2
+        theta = theta.reshape(len(moving), *self._each) if vector else theta.unflatten(1, self._each).movedim(2, -1)
         return (self.transformer.inverse if inverse else self.transformer.forward)(moving, theta)
 
 
