@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,10 +128,11 @@ def density_figure(grids: dict[str, Array], *, extent: tuple[float, float, float
         extent: x from, x to, y from, y to.
         title: title of the figure.
     """
-    figure, axes = _panels(len(grids), title)
+    figure, axes = _panels(len(grids), title, flatness=_flatness(extent))
     top = max(float(np.quantile(grid, 0.998)) for grid in grids.values())
+    look: dict[str, Any] = {"cmap": "magma", "vmin": 0, "vmax": top, "interpolation": "bilinear"}
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
-        axis.imshow(grid, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top, aspect=aspect_of(extent))
+        axis.imshow(grid, origin="lower", extent=extent, aspect=aspect_of(extent), **look)
         axis.set_title(name, fontsize=11, color=INK)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core import DensityModel, GaussianMixture
-from core.kernel_density import KernelDensity
+from core.kernel_density import KernelDensity, log_sum_kernels
 from core.shapes import vector_size
 from experiment.data.dataset import rows_at_once
 from experiment.data.order import drawn_order
@@ -172,7 +172,7 @@ def bandwidth(x: Tensor) -> float:
     squares[torch.arange(len(some)), torch.arange(len(some))] = math.inf
 
     def negative_log_likelihood(log_h: float) -> float:
-        return D * log_h - float((squares / (-2 * math.exp(2 * log_h))).logsumexp(1).mean())
+        return D * log_h - float(log_sum_kernels(squares / math.exp(2 * log_h)).mean())
 
     found = minimize_scalar(negative_log_likelihood, bounds=tuple(map(math.log, BANDWIDTHS)), method="bounded")
     return math.exp(found.x)

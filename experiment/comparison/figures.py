@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Index = NDArray[np.intp]
 
-SIDE = 120  # cells of a density
+SIDE = 90  # cells of a density
 STAGES, POINTS = 6, 2000  # panels of a flow's layers, and what moves through them
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CORNER, DOTS, SMOOTHED = 6, 2000, 40  # columns and dots of a corner plot, cells under its lines

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from helpers import Tooth
 from scipy import stats
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
-from core.kernel_density import KernelDensity
+from core.kernel_density import KernelDensity, log_sum_kernels
 from experiment import evaluate, load_run, train
 from experiment.building.baselines import bandwidth, build_baseline, fitted_count
 from experiment.config import parse_config
@@ -78,6 +79,21 @@ def test_kernels_are_those_of_scikit_learn() -> None:
     found = KernelDensity(ROWS, h * L).log_prob(ROWS[:50] + 1)
     expected = SklearnKernelDensity(bandwidth=h).fit(ROWS.numpy()).score_samples(ROWS[:50].numpy() + 1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_of_kernels_is_that_of_their_logarithms(dtype: torch.dtype) -> None:
+    """Near and far, with one kernel that dwarfs the others, at once and infinitely far; gradients too."""
+    squares = torch.tensor(
+        [[0.0, 1.0, 4.0], [1e4, 1e4 + 1, 2e4], [0.5, 200.0, 1e30], [3.0, math.inf, 5.0]], dtype=dtype
+    )
+    squares.requires_grad_()
+    found, expected = log_sum_kernels(squares), (-0.5 * squares.double()).logsumexp(1).to(dtype)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(of.sum(), squares)[0] for of in (found, expected))
+    torch.testing.assert_close(*gradients)
+    far = torch.tensor([[math.inf, math.inf], [1.0, math.nan]], dtype=dtype)
+    torch.testing.assert_close(log_sum_kernels(far), torch.tensor([-math.inf, math.nan], dtype=dtype), equal_nan=True)
 
 
 def test_kernels_far_from_the_origin_keep_their_digits() -> None:
