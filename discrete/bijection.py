@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from core.density import Kind, weakest
 from core.precision import FULL, check_floating, check_inputs, guard, outside_autocast
@@ -100,10 +101,18 @@ def _in_full(mapping: Callable[..., Any], *, events: str) -> Callable[..., Any]:
 class Fusible(Bijection, abc.ABC):
     """A bijection that a composition maps in one call with its neighbours, for less than one by one."""
 
+    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """z and log|det dz/dx|."""
+        return self.fused((), x, context, inverse=False)
+
+    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
+        """x and log|det dx/dz|."""
+        return self.fused((), z, context, inverse=True)
+
     @property
     @abc.abstractmethod
     def fusion_key(self) -> Hashable:
-        """Equal for neighbours that go in one call; None for a layer that goes alone."""
+        """Equal for neighbours that go in one call; None for a layer that goes alone, as one that draws must."""
 
     @abc.abstractmethod
     def fused(self, others: Sequence["Bijection"], x: Events, context: Context, *, inverse: bool) -> Mapped:
@@ -116,30 +125,48 @@ def chain(
     """One bijection after another, or the inverses from the last to the first; their log-determinants add."""
     layers: list[Any] = list(bijections)
     log_dets = []
-    for first, *others in _groups(layers[::-1] if inverse else layers):
-        if others:
-            x, log_det = first.fused(others, x, context, inverse=inverse)
+    for group in _groups(layers[::-1] if inverse else layers):
+        if len(group) > 1:
+            x, log_det = _fused(group, x, context, inverse=inverse)
         elif inverse:
-            x, log_det = first.inverse(x, context, generator=generator)
+            x, log_det = group[0].inverse(x, context, generator=generator)
         else:
-            x, log_det = first(x, context, generator=generator)
+            x, log_det = group[0](x, context, generator=generator)
         log_dets.append(log_det)
     return x, reduce(torch.add, log_dets)
 
 
 def _groups(layers: list[Any]) -> list[list[Any]]:
-    """The layers in their order, those together that go in one call; a hook is to see a layer on its own."""
+    """The layers in their order, those together that go in one call."""
     groups: list[list[Any]] = []
     last: Hashable = None
     for layer in layers:
-        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-        key = layer.fusion_key if isinstance(layer, Fusible) and not hooked else None
+        key = layer.fusion_key if isinstance(layer, Fusible) and _is_plain(layer) else None
         if key is not None and key == last:
             groups[-1].append(layer)
         else:
             groups.append([layer])
         last = key
     return groups
+
+
+def _is_plain(layer: Fusible) -> bool:
+    """Whether nothing would miss its call: no hook, no graph of its own, no method put in the place of these two."""
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    if layer._compiled_call_impl or _has_any_global_hook():
+        return False
+    methods = (layer.forward, Fusible.forward), (layer.inverse, Fusible.inverse)
+    return all(getattr(method, "__func__", None) is original for method, original in methods)
+
+
+def _fused(layers: list[Fusible], x: Tensor, context: Tensor | None, *, inverse: bool) -> Mapped:
+    try:
+        return layers[0].fused(layers[1:], x, context, inverse=inverse)
+    except (RuntimeError, TypeError):
+        for layer in layers:
+            check_inputs(layer, owner=type(layer).__name__, **{"z" if inverse else "x": x, "context": context})
+        raise
 
 
 class Compose(Bijection):

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -124,15 +124,24 @@ def density_figure(grids: dict[str, Array], *, extent: tuple[float, float, float
     """Two-dimensional densities side by side on one colour scale.
 
     Args:
-        grids: name to densities on a square grid, row 0 the lowest y.
+        grids: name to densities on a square grid, row 0 the lowest y; the finest are drawn smooth.
         extent: x from, x to, y from, y to.
         title: title of the figure.
     """
     figure, axes = _panels(len(grids), title, flatness=_flatness(extent))
     top = max(float(np.quantile(grid, 0.998)) for grid in grids.values())
-    look: dict[str, Any] = {"cmap": "magma", "vmin": 0, "vmax": top, "interpolation": "bilinear"}
+    finest = max(map(len, grids.values()))
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
-        axis.imshow(grid, origin="lower", extent=extent, aspect=aspect_of(extent), **look)
+        axis.imshow(
+            grid,
+            origin="lower",
+            extent=extent,
+            cmap="magma",
+            vmin=0,
+            vmax=top,
+            aspect=aspect_of(extent),
+            interpolation="bilinear" if len(grid) == finest else "nearest",
+        )
         axis.set_title(name, fontsize=11, color=INK)
         axis.set_xticks([])
         axis.set_yticks([])

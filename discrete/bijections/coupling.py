@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from core.nets import MLP, ConvNet, ResidualConvNet, ResidualMLP
-from core.rng import Rng
 from discrete.bijection import Bijection, Context, Events, Fusible, Mapped
 from discrete.bijections.partition import ChannelPartition, MaskName, Partition, PixelPartition, coupling_mask
 from discrete.bijections.spline import SplineTransformer
@@ -44,8 +43,8 @@ class Coupling(Fusible, abc.ABC):
         b = coupling_mask(self.event_shape, mask)
         self.partition: Partition = ChannelPartition(b) if b.ndim == 1 else PixelPartition(b)
         self.transformer = transformer
-        self._each = self.partition.channels_out, transformer.parameters_per_feature
-        shape = (self.partition.channels_in, math.prod(self._each))
+        self._theta_shape = self.partition.channels_out, transformer.parameters_per_feature
+        shape = (self.partition.channels_in, math.prod(self._theta_shape))
         if callable(conditioner):
             self.conditioner: nn.Module = conditioner(*shape)
             return
@@ -63,18 +62,10 @@ class Coupling(Fusible, abc.ABC):
             zero_output=True,
         )
 
-    def forward(self, x: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """z and log|det dz/dx|."""
-        return self.fused((), x, context, inverse=False)
-
-    def inverse(self, z: Events, context: Context = None, *, generator: Rng = None) -> Mapped:
-        """x and log|det dx/dz|."""
-        return self.fused((), z, context, inverse=True)
-
     @property
     def fusion_key(self) -> Hashable:
         """The two parts, in whatever order: couplings in a row take them apart once and join them once."""
-        return self.partition.parts
+        return None if self.partition.parts is None else (Coupling, self.partition.parts)
 
     def fused(self, others: Sequence[Bijection], x: Events, context: Context, *, inverse: bool) -> Mapped:
         """This coupling and after it others over the same two parts."""
@@ -90,8 +81,10 @@ class Coupling(Fusible, abc.ABC):
 
     def _move(self, steering: Tensor, moving: Tensor, context: Context, *, inverse: bool) -> tuple[Tensor, Tensor]:
         theta = self.conditioner(steering, context)
-        vector = theta.ndim == 2
-        theta = theta.reshape(len(moving), *self._each) if vector else theta.unflatten(1, self._each).movedim(2, -1)
+        if theta.ndim == 2:
+            theta = theta.reshape(theta.shape[0], *self._theta_shape)
+        else:
+            theta = theta.unflatten(1, self._theta_shape).movedim(2, -1)
         return (self.transformer.inverse if inverse else self.transformer.forward)(moving, theta)
 
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,17 @@ class Partition(nn.Module, abc.ABC):
     Attributes:
         channels_in: what a network sees of the one is made of.
         channels_out: what the other is made of.
-        parts: equal for partitions into the same two parts, whichever steers; None where `split` gives no parts.
         flipped: whether the part of the first channel moves.
     """
 
     channels_in: int
     channels_out: int
-    parts: bytes | None = None
     flipped: bool = False
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> bytes | None:
+        """Equal for partitions into the same two parts, whichever steers; None where that is not known."""
 
     @abc.abstractmethod
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,29 +127,48 @@ class ChannelPartition(Partition):
 
     def _look(self) -> None:
         """Whether the parts are halves, which are views: nothing is gathered, and one cat joins their gradients."""
+        self._seen = self.passing
         passing = set(self.passing.tolist())
         passes = [i in passing for i in range(self.channels_in + self.channels_out)]
         self.flipped = not passes[0]
-        self.parts = bytes(p == passes[0] for p in passes)
-        self.head_passes = all(passes[: self.channels_in])
-        self.tail_passes = all(passes[self.channels_out :])
+        self._parts = bytes(p == passes[0] for p in passes)
+        self._head_passes = all(passes[: self.channels_in])
+        self._tail_passes = all(passes[self.channels_out :])
+
+    def _apply(self, *args: Any, **keywords: Any) -> "ChannelPartition":
+        """Moved, the parts are the same."""
+        seen = self._is_seen
+        super()._apply(*args, **keywords)
+        if seen:
+            self._seen = self.passing
+        return self
+
+    @property
+    def _is_seen(self) -> bool:
+        """Whether the buffers are those looked at; `torch.func` puts others in their place, of one flow or of many."""
+        return self.passing is self._seen
+
+    @property
+    def parts(self) -> bytes | None:
+        """Which channels go with the first."""
+        return self._parts if self._is_seen else None
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channels that pass, and those that move."""
-        if self.head_passes:
+        if self._head_passes and self._is_seen:
             passing, moving = x.split((self.channels_in, self.channels_out), 1)
             return passing, moving
-        if self.tail_passes:
+        if self._tail_passes and self._is_seen:
             moving, passing = x.split((self.channels_out, self.channels_in), 1)
             return passing, moving
         return x.index_select(1, self.passing), x.index_select(1, self.moving)
 
     def join(self, steering: Tensor, moved: Tensor) -> Tensor:
         """Every channel back in its place."""
-        if self.tail_passes:
+        if self._tail_passes and self._is_seen:
             return torch.cat([moved, steering], 1)
         z = torch.cat([steering, moved], 1)
-        return z if self.head_passes else z.index_select(1, self.order)
+        return z if self._head_passes and self._is_seen else z.index_select(1, self.order)
 
     def log_det(self, log_derivative: Tensor) -> Tensor:
         """The sum: all of it moved."""
@@ -172,6 +194,11 @@ class PixelPartition(Partition):
         super().__init__()
         self.register_buffer("b", b)
         self.channels_in = self.channels_out = b.shape[0]
+
+    @property
+    def parts(self) -> None:
+        """None: the values that move are not taken out of the image."""
+        return None
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The masked image, and the whole image, of which only the rest will be kept."""

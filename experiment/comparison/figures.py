@@ -247,7 +247,7 @@ def density_grid(model: DensityModel, extent: tuple[float, float, float, float])
 
 def histogram(x: Array, extent: tuple[float, float, float, float]) -> Array:
     """The density of rows in fewer cells than `density_grid` has."""
-    bins = max(10, min(SIDE, round(math.sqrt(len(x) / 4))))
+    bins = max(10, min(SIDE - 1, round(math.sqrt(len(x) / 4))))
     span = [list(extent[2:]), list(extent[:2])]
     return np.histogram2d(x[:, 1], x[:, 0], bins=bins, range=span, density=True)[0]
 

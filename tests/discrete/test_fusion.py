@@ -1,15 +1,30 @@
 """Couplings in a row over the same two parts: taken apart once, joined once, the same map as one by one."""
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from contracts import bijections
 from helpers import Tooth, normal, perturb, rng, seeded
 from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.module import register_module_forward_hook
 
-from discrete import AdditiveCoupling, AffineCoupling, Bijection, Compose, Inverse, Permutation, SplineCoupling
+from discrete import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Bijection,
+    Compose,
+    Dequantization,
+    Inverse,
+    Permutation,
+    SplineCoupling,
+)
+from discrete.bijection import Fusible
 from discrete.bijections.coupling import Coupling
 from discrete.bijections.partition import ChannelPartition
 
@@ -103,15 +118,95 @@ def test_what_stands_between_is_met_in_its_place() -> None:
     bijections.fused_is_one_by_one(fused, layers, normal(5, (6,), rng(1)))
 
 
-def test_a_hook_sees_its_layer() -> None:
+class Twice(Fusible):
+    """A coupling that doubles what comes out, by methods of its own."""
+
+    def __init__(self, inner: Coupling) -> None:
+        super().__init__(inner.event_shape)
+        self.inner = inner
+
+    @property
+    def fusion_key(self) -> Any:
+        return self.inner.fusion_key
+
+    def fused(self, others: Any, x: Tensor, context: Any, *, inverse: bool) -> Any:
+        return self.inner.fused([other.inner for other in others], x, context, inverse=inverse)
+
+    def forward(self, x: Tensor, context: Any = None, **_: Any) -> Any:
+        z, log_det = self.inner(x, context)
+        return 2 * z, log_det + 6 * math.log(2)
+
+    def inverse(self, z: Tensor, context: Any = None, **_: Any) -> Any:
+        x, log_det = self.inner.inverse(z / 2, context)
+        return x, log_det - 6 * math.log(2)
+
+
+def test_methods_of_a_class_of_ones_own_are_called() -> None:
+    layers = [Twice(layer) for layer in row(*TURNS)]
+
+    def fused(x: Tensor, context: None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        return (Compose(*layers).inverse if inverse else Compose(*layers))(x)
+
+    bijections.fused_is_one_by_one(fused, layers, normal(5, (6,), rng(1)))
+
+
+def hooked(layer: Coupling, see: Callable[[Tensor], None]) -> None:
+    layer.register_forward_hook(lambda _, given, __: see(given[0]))
+
+
+def hooked_everywhere(layer: Coupling, see: Callable[[Tensor], None]) -> None:
+    register_module_forward_hook(lambda module, given, _: see(given[0]) if module is layer else None)
+
+
+def replaced(layer: Coupling, see: Callable[[Tensor], None]) -> None:
+    forward = layer.forward
+    layer.forward = lambda x, *args, **keywords: see(x) or forward(x, *args, **keywords)
+
+
+def compiled(layer: Coupling, see: Callable[[Tensor], None]) -> None:
+    layer._compiled_call_impl = lambda x, *args, **keywords: see(x) or layer.forward(x, *args, **keywords)
+
+
+@pytest.mark.parametrize("watch", [hooked, hooked_everywhere, replaced, compiled])
+def test_what_waits_for_the_call_of_a_layer_gets_it(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.modules.module, "_global_forward_hooks", OrderedDict())
     layers = row(*TURNS)
     seen: list[Tensor] = []
-    layers[1].register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    watch(layers[1], seen.append)
     x = normal(5, (6,), rng(1))
     z, _ = Compose(*layers)(x)
     assert len(seen) == 1
-    assert torch.equal(seen[0], layers[0](x)[0])
+    torch.testing.assert_close(seen[0], row(*TURNS)[0](x)[0])
     torch.testing.assert_close(z, Compose(*row(*TURNS))(x)[0])
+
+
+@pytest.mark.parametrize("masks", [("half", "half_flipped"), (SCATTERED, OTHERS), (SCATTERED, ~SCATTERED)])
+def test_masks_that_a_call_brings_along_count(masks: Any) -> None:
+    """One flow by the state of another, and both at once as an ensemble."""
+    flows = [Compose(*row(*m)) for m in (("half_flipped", "half"), masks, ("half", "half"))]
+    x = normal(5, (6,), rng(1))
+    expected = [flow(x)[0] for flow in flows]
+    skeleton = Compose(*row("half_flipped", "half"))
+    for flow, z in zip(flows, expected, strict=True):
+        torch.testing.assert_close(functional_call(skeleton, flow.state_dict(), (x,))[0], z)
+    stacked = stack_module_state(flows)
+    found = vmap(lambda state: functional_call(skeleton, state, (x,))[0])(stacked)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_row_is_exported_for_any_number_of_rows() -> None:
+    flow, x = Compose(*row(*TURNS)), normal(5, (6,), rng(1))
+    exported = torch.export.export(flow, (x,), dynamic_shapes={"x": {0: torch.export.Dim("rows")}}).module()
+    x = normal(9, (6,), rng(2))
+    torch.testing.assert_close(exported(x), flow(x))
+
+
+def test_who_does_not_fit_is_named() -> None:
+    single = [*row("half"), row("half_flipped")[0].float()]
+    with pytest.raises(ValueError, match=r"AffineCoupling is in float32, but z is float64\."):
+        Compose(*single).inverse(normal(5, (6,), rng(1)))
+    with pytest.raises(ValueError, match="AffineCoupling takes float32 or float64, but x is int64"):
+        Compose(*row("half", "half_flipped"), Dequantization(6, bins=4))(torch.zeros(5, 6).long())
 
 
 @pytest.mark.parametrize("mask", ["half", "half_flipped", "alternating", SCATTERED, OTHERS])
@@ -126,6 +221,7 @@ def test_a_loaded_state_brings_its_parts(mask: object, loaded: object) -> None:
 
 def test_a_state_is_given_to_a_layer_without_storage() -> None:
     source, bare = Compose(*row(SCATTERED, ~SCATTERED)), Compose(*row("half", "half_flipped")).to("meta")
+    assert all(layer.fusion_key is not None for layer in bare.bijections)
     bare.load_state_dict(bare.state_dict())
     bare.load_state_dict(source.state_dict(), assign=True)
     x = normal(5, (6,), rng(1))
