@@ -138,6 +138,8 @@ def chain(
 
 def _groups(layers: list[Any]) -> list[list[Any]]:
     """The layers in their order, those together that go in one call."""
+    if _has_any_global_hook():
+        return [[layer] for layer in layers]
     groups: list[list[Any]] = []
     last: Hashable = None
     for layer in layers:
@@ -154,7 +156,7 @@ def _is_plain(layer: Fusible) -> bool:
     """Whether nothing would miss its call: no hook, no graph of its own, no method put in the place of these two."""
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return False
-    if layer._compiled_call_impl or _has_any_global_hook():
+    if layer._compiled_call_impl:
         return False
     methods = (layer.forward, Fusible.forward), (layer.inverse, Fusible.inverse)
     return all(getattr(method, "__func__", None) is original for method, original in methods)

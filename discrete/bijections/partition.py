@@ -132,8 +132,8 @@ class ChannelPartition(Partition):
         passes = [i in passing for i in range(self.channels_in + self.channels_out)]
         self.flipped = not passes[0]
         self._parts = bytes(p == passes[0] for p in passes)
-        self._head_passes = all(passes[: self.channels_in])
-        self._tail_passes = all(passes[self.channels_out :])
+        halves = {"head": passes[: self.channels_in], "tail": passes[self.channels_out :]}
+        self._half = next((name for name, half in halves.items() if all(half)), None)
 
     def _apply(self, *args: Any, **keywords: Any) -> "ChannelPartition":
         """Moved, the parts are the same."""
@@ -153,22 +153,29 @@ class ChannelPartition(Partition):
         """Which channels go with the first."""
         return self._parts if self._is_seen else None
 
+    @property
+    def _passing_half(self) -> str | None:
+        """`head` or `tail` where all of it passes and the rest moves, else None."""
+        return self._half if self._is_seen else None
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channels that pass, and those that move."""
-        if self._head_passes and self._is_seen:
+        half = self._passing_half
+        if half == "head":
             passing, moving = x.split((self.channels_in, self.channels_out), 1)
             return passing, moving
-        if self._tail_passes and self._is_seen:
+        if half == "tail":
             moving, passing = x.split((self.channels_out, self.channels_in), 1)
             return passing, moving
         return x.index_select(1, self.passing), x.index_select(1, self.moving)
 
     def join(self, steering: Tensor, moved: Tensor) -> Tensor:
         """Every channel back in its place."""
-        if self._tail_passes and self._is_seen:
+        half = self._passing_half
+        if half == "tail":
             return torch.cat([moved, steering], 1)
         z = torch.cat([steering, moved], 1)
-        return z if self._head_passes and self._is_seen else z.index_select(1, self.order)
+        return z if half == "head" else z.index_select(1, self.order)
 
     def log_det(self, log_derivative: Tensor) -> Tensor:
         """The sum: all of it moved."""

@@ -72,3 +72,10 @@ def test_many_panels_stand_on_several_lines(count, lines):
     assert len({axis.get_subplotspec().rowspan.start for axis in drawn}) == lines
     assert all(not axis.axison for axis in figure.axes if not axis.images)
     assert figure.get_figwidth() <= 3.4 * 7
+
+
+def test_cells_of_a_coarser_density_are_seen_and_panels_are_as_flat_as_the_plane():
+    grids = {"test data": np.ones((3, 3)), "model": np.ones((9, 9))}
+    flat, square = (density_figure(grids, extent=(0, 2, 0, high), title="t") for high in (1, 2))
+    assert [axis.images[0].get_interpolation() for axis in flat.axes] == ["nearest", "bilinear"]
+    assert flat.get_figheight() < square.get_figheight()

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from contracts import bandwidths, fitted_numbers
 from helpers import Tooth
 from scipy import stats
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
+from torch import Tensor
 
 from core.kernel_density import KernelDensity, log_sum_kernels
 from experiment import evaluate, load_run, train
@@ -83,17 +86,22 @@ def test_kernels_are_those_of_scikit_learn() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_sum_of_kernels_is_that_of_their_logarithms(dtype: torch.dtype) -> None:
-    """Near and far, with one kernel that dwarfs the others, at once and infinitely far; gradients too."""
-    squares = torch.tensor(
-        [[0.0, 1.0, 4.0], [1e4, 1e4 + 1, 2e4], [0.5, 200.0, 1e30], [3.0, math.inf, 5.0]], dtype=dtype
-    )
-    squares.requires_grad_()
-    found, expected = log_sum_kernels(squares), (-0.5 * squares.double()).logsumexp(1).to(dtype)
-    torch.testing.assert_close(found, expected)
-    gradients = (torch.autograd.grad(of.sum(), squares)[0] for of in (found, expected))
-    torch.testing.assert_close(*gradients)
-    far = torch.tensor([[math.inf, math.inf], [1.0, math.nan]], dtype=dtype)
-    torch.testing.assert_close(log_sum_kernels(far), torch.tensor([-math.inf, math.nan], dtype=dtype), equal_nan=True)
+    bandwidths.sums_kernels_by_their_logarithms(log_sum_kernels, dtype)
+
+
+SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "without the half": lambda squares: log_sum_kernels(2 * squares),
+    "the largest not taken out": lambda squares: (-0.5 * squares).exp().sum(1).log(),
+    "the largest alone": lambda squares: -0.5 * squares.amin(1),
+    "kernels at infinity count": lambda squares: log_sum_kernels(squares.clamp(max=1e3)),
+    "the mean": lambda squares: log_sum_kernels(squares) - math.log(squares.shape[1]),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_teeth_of_the_sum(name: str) -> None:
+    contract = partial(bandwidths.sums_kernels_by_their_logarithms, dtype=torch.float64)
+    Tooth(contract, lambda: log_sum_kernels, lambda: SUMS[name]).bites()
 
 
 def test_kernels_far_from_the_origin_keep_their_digits() -> None:
